@@ -1,0 +1,54 @@
+# Every target makes its own environment in .venv from a bare Python >= 3.11; nothing else has to be installed.
+
+PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
+	if $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then echo $$python; break; fi; done)
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: help setup quickstart test test-slow lint format docs bench clean
+
+help:
+	@echo "make quickstart   the whole loop on the embedded model, CPU, minutes"
+	@echo "make test         the tests"
+	@echo "make setup        the environment in .venv, with the pinned versions"
+	@echo "make lint         format check, linter, type check"
+	@echo "make format       put the format right"
+	@echo "make docs         regenerate the recipe reference and schema"
+	@echo "make bench        the benchmark on real text (BAM_LORA_BENCH_DATA=folder with data/ and models/)"
+	@echo "make test-slow    the tests that take minutes"
+
+setup: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	@if [ -z "$(PYTHON)" ]; then echo "error: Python >= 3.11 not found; install it or set PYTHON=/path/to/python"; exit 1; fi
+	@echo "setting up .venv with $(PYTHON) (a few minutes the first time)"
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $(READY)
+
+quickstart: $(READY)
+	@$(BIN)/bam-lora quickstart
+
+test: $(READY)
+	$(BIN)/python -m pytest -m "not slow and not gpu"
+
+test-slow: $(READY)
+	$(BIN)/python -m pytest -m slow
+
+lint: $(READY)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(READY)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+docs: $(READY)
+	$(BIN)/python -m bam_lora.recipe_reference
+
+bench: $(READY)
+	$(BIN)/python benchmarks/real_text/run.py
+
+clean:
+	rm -rf .venv quickstart

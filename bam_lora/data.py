@@ -1,0 +1,323 @@
+"""From texts to packed rows on disk: tokenise once, deal to slices, pack.
+
+The result is one folder: `rows.arrow` (columns `input_ids`, `seq_lengths`; one row of at most the sequence length,
+documents side by side) and the manifest, whose facts say which rows are which slice. Memory stays flat: texts stream,
+tokens go to disk as they come, only the documents' lengths are kept.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bam_lora import slicing
+from bam_lora.errors import UserError
+from bam_lora.sources import OpenSource, TextSource, open_source, read_texts
+from bam_lora.store import digest, new_folder, seal, verify
+
+ROWS = "rows.arrow"
+_BATCH_CHARACTERS = 2_000_000
+_BATCH_ROWS = 256
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class TrainingSource:
+    """A source of training text: where it is, how much of it may be used, and its weight among its kind."""
+
+    where: TextSource
+    role: str  # "target" or "replay"
+    tokens: int | None = None
+    weight: float | None = None
+    skip_rows: int = 0  # rows that an earlier part of the run has used
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How tokens become slices and rows. `replay_share` is the share of all training tokens."""
+
+    slices: int
+    sequence_length: int
+    slicing: str
+    replay_share: float
+    seed: int
+
+
+@dataclass(frozen=True)
+class TokenStore:
+    """One tokenised source: a flat file of int32 tokens, the documents' lengths and their row numbers."""
+
+    tokens: npt.NDArray[np.int32]
+    lengths: slicing.Lengths
+    rows: npt.NDArray[np.int64]
+    facts: dict[str, Any]
+
+
+def prepare(
+    sources: Sequence[TrainingSource], layout: Layout, tokenizer: Any, folder: Path, *, key: str, say: Say
+) -> dict[str, Any]:
+    """Makes the packed, sliced data at `folder`, or finds it there.
+
+    Args:
+        sources: Target and replay sources.
+        layout: Number of slices, sequence length, order, replay share and seed.
+        tokenizer: A transformers tokenizer with an EOS token.
+        folder: Where the artefact goes.
+        key: Hash of everything above; a verified folder with this key is taken as it is.
+        say: Receives lines about progress.
+
+    Returns:
+        The facts: seconds, sources, slices (rows, target_tokens, replay_tokens), tokens in all.
+
+    Raises:
+        UserError: If a source cannot be read, is empty, or there is too little text.
+    """
+    done = verify(folder, key)
+    if done is not None:
+        return dict(done["facts"])
+    started = time.monotonic()
+    work = folder.with_name(f"{folder.name}-tokens")
+    stores = _tokenise_all(sources, layout, tokenizer, work, say)
+    dealt, used = deal_sources(sources, [store.lengths for store in stores], layout)
+    with new_folder(folder) as temporary:
+        slices = _write_rows(temporary / ROWS, stores, dealt, layout)
+        facts = {
+            "sources": [
+                _source_facts(source, store, amount)
+                for source, store, amount in zip(sources, stores, used, strict=True)
+            ],
+            "slices": slices,
+            "seconds": time.monotonic() - started,
+        }
+        seal(temporary, key, facts)
+    shutil.rmtree(work)
+    return facts
+
+
+def load_rows(folder: Path, rows: tuple[int, int]) -> Any:
+    """The rows `[start, stop)` of prepared data, as a memory-mapped `datasets.Dataset`."""
+    import datasets
+
+    return datasets.Dataset.from_file(str(folder / ROWS)).select(range(*rows))
+
+
+def deal_sources(
+    sources: Sequence[TrainingSource], lengths: Sequence[slicing.Lengths], layout: Layout
+) -> tuple[list[tuple[slicing.Pieces, slicing.Pieces]], list[int]]:
+    """Decides which tokens of which source go into which slice.
+
+    Returns:
+        Per slice its target and replay pieces, and per source the number of tokens used.
+
+    Raises:
+        UserError: If there is too little target text for the slices, or too little replay for its share.
+    """
+    available = [
+        min(int(length.sum()), source.tokens or int(length.sum()))
+        for source, length in zip(sources, lengths, strict=True)
+    ]
+    target = [index for index, source in enumerate(sources) if source.role == "target"]
+    replay = [index for index, source in enumerate(sources) if source.role == "replay"]
+    used = [0] * len(sources)
+    for index, amount in zip(target, _quotas(sources, available, target, None), strict=True):
+        used[index] = amount
+    targets = slicing.select(lengths, used)
+    pieces = slicing.cut(slicing.order(targets, layout.slicing, layout.seed), layout.sequence_length)
+    slices = slicing.deal(pieces, layout.slices)
+    ratio = layout.replay_share / (1 - layout.replay_share)
+    wanted = [round(int(part["length"].sum()) * ratio) for part in slices]
+    replayed = slicing.select(lengths, [0] * len(sources))
+    if sum(wanted):
+        amounts = _quotas(sources, available, replay, sum(wanted))
+        _require_replay(sum(amounts), sum(wanted), layout.replay_share)
+        for index, amount in zip(replay, amounts, strict=True):
+            used[index] = amount
+        replayed = slicing.select(lengths, [used[i] if i in replay else 0 for i in range(len(sources))])
+    parts = slicing.deal_exactly(slicing.order(replayed, layout.slicing, layout.seed + 1), wanted)
+    replays = [slicing.cut(part, layout.sequence_length) for part in parts]
+    return list(zip(slices, replays, strict=True)), used
+
+
+def _quotas(
+    sources: Sequence[TrainingSource], available: Sequence[int], chosen: Sequence[int], total: int | None
+) -> list[int]:
+    return slicing.quotas([available[i] for i in chosen], [sources[i].weight for i in chosen], total)
+
+
+def _require_replay(found: int, wanted: int, share: float) -> None:
+    if found < wanted:
+        raise UserError.of(
+            "data.replay",
+            expected=f"{wanted} tokens (replay_share {share:g} of all training tokens)",
+            found=f"{found}",
+            remedy="Add replay data, lower data.replay_share, or limit the target with `tokens`",
+        )
+
+
+def _tokenise_all(
+    sources: Sequence[TrainingSource], layout: Layout, tokenizer: Any, work: Path, say: Say
+) -> list[TokenStore]:
+    """Tokenises the targets, then as much of each replay source as its share can need at the most."""
+    stores: dict[int, TokenStore] = {}
+    for index in sorted(range(len(sources)), key=lambda i: sources[i].role != "target"):
+        source = sources[index]
+        if source.role == "replay":
+            targets = [i for i in range(len(sources)) if sources[i].role == "target"]
+            available = [min(int(stores[i].lengths.sum()), sources[i].tokens or sys.maxsize) for i in targets]
+            target_tokens = sum(slicing.quotas(available, [sources[i].weight for i in targets]))
+            needed = round(target_tokens * layout.replay_share / (1 - layout.replay_share)) + layout.slices
+            source = replace(source, tokens=min(source.tokens or needed, needed))
+        stores[index] = _tokenised(source, tokenizer, work, say)
+    return [stores[index] for index in range(len(sources))]
+
+
+def _tokenised(source: TrainingSource, tokenizer: Any, work: Path, say: Say) -> TokenStore:
+    """Tokenises one source into `work`, or finds it there from an interrupted attempt."""
+    key = digest({"source": asdict(source), "tokenizer": tokenizer_digest(tokenizer)})
+    folder = work / key[:16]
+    if verify(folder, key) is None:
+        say(f"tokenising {source.where.path} ({source.role})")
+        with new_folder(folder) as temporary:
+            facts = _tokenise_into(source, tokenizer, temporary)
+            shutil.rmtree(temporary / "cache", ignore_errors=True)
+            seal(temporary, key, facts)
+        say(f"  {facts['tokens']:,} tokens in {facts['documents']:,} documents")
+    manifest = verify(folder, key, quick=True)
+    assert manifest is not None
+    return TokenStore(
+        tokens=np.memmap(folder / "tokens.bin", dtype=np.int32, mode="r"),
+        lengths=np.load(folder / "lengths.npy"),
+        rows=np.load(folder / "rows.npy"),
+        facts=manifest["facts"],
+    )
+
+
+def _tokenise_into(source: TrainingSource, tokenizer: Any, folder: Path) -> dict[str, Any]:
+    if tokenizer.eos_token_id is None:
+        raise UserError.of(
+            f"tokenizer {tokenizer.name_or_path}",
+            expected="an end-of-sequence token",
+            found="none",
+            remedy="Set `eos_token` in its tokenizer_config.json",
+        )
+    opened = open_source(source.where, streaming=source.tokens is not None, cache=folder / "cache")
+    lengths: list[int] = []
+    rows: list[int] = []
+    size_bytes = total = 0
+    with (folder / "tokens.bin").open("wb") as file:
+        for numbers, texts in _batches(source, opened):
+            size_bytes += sum(len(text.encode()) for text in texts)
+            for number, ids in zip(numbers, tokenizer(texts, verbose=False)["input_ids"], strict=True):
+                document = ids if ids and ids[-1] == tokenizer.eos_token_id else [*ids, tokenizer.eos_token_id]
+                np.asarray(document, dtype=np.int32).tofile(file)
+                lengths.append(len(document))
+                rows.append(number)
+                total += len(document)
+            if source.tokens is not None and total >= source.tokens:
+                break
+    if not lengths:
+        raise UserError.of(
+            source.where.path,
+            expected="text",
+            found="no rows with text" if not source.skip_rows else f"nothing new after row {source.skip_rows}",
+            remedy="Check the file, the split and the column",
+        )
+    np.save(folder / "lengths.npy", np.asarray(lengths, dtype=np.int64))
+    np.save(folder / "rows.npy", np.asarray(rows, dtype=np.int64))
+    return {**opened.facts, "documents": len(lengths), "tokens": total, "bytes": size_bytes}
+
+
+def _batches(source: TrainingSource, opened: OpenSource) -> Iterator[tuple[list[int], list[str]]]:
+    numbers: list[int] = []
+    texts: list[str] = []
+    characters = 0
+    for number, text in read_texts(source.where, opened, skip_rows=source.skip_rows):
+        numbers.append(number)
+        texts.append(text)
+        characters += len(text)
+        if characters >= _BATCH_CHARACTERS:
+            yield numbers, texts
+            numbers, texts, characters = [], [], 0
+    if texts:
+        yield numbers, texts
+
+
+def tokenizer_digest(tokenizer: Any) -> str:
+    """Hash of everything that decides how a tokenizer splits text."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    content = backend.to_str() if backend is not None else sorted(tokenizer.get_vocab().items())
+    return digest([content, tokenizer.bos_token, tokenizer.eos_token])
+
+
+def _write_rows(
+    path: Path, stores: Sequence[TokenStore], dealt: Sequence[tuple[slicing.Pieces, slicing.Pieces]], layout: Layout
+) -> list[dict[str, Any]]:
+    """Packs each slice and writes its rows, in shuffled order, one slice after the other."""
+    facts: list[dict[str, Any]] = []
+    row_count = 0
+    with contextlib.closing(_RowWriter(path)) as writer:
+        for index, (target, replay) in enumerate(dealt):
+            pieces = np.concatenate([target, replay])
+            rows = slicing.pack(pieces["length"], layout.sequence_length)
+            shuffled = np.random.Generator(np.random.PCG64([layout.seed, index])).permutation(len(rows))
+            for row in shuffled:
+                writer.write(stores, pieces[rows[row]])
+            tokens = {"target_tokens": int(target["length"].sum()), "replay_tokens": int(replay["length"].sum())}
+            facts.append({"rows": [row_count, row_count + len(rows)], **tokens})
+            row_count += len(rows)
+    return facts
+
+
+class _RowWriter:
+    """Writes packed rows as an Arrow stream, which `datasets` memory-maps."""
+
+    def __init__(self, path: Path) -> None:
+        import pyarrow as pa
+
+        self._pa = pa
+        self._schema = pa.schema({"input_ids": pa.list_(pa.int32()), "seq_lengths": pa.list_(pa.int32())})
+        self._file = pa.OSFile(str(path), "wb")
+        self._stream = pa.ipc.new_stream(self._file, self._schema)
+        self._tokens: list[npt.NDArray[np.int32]] = []
+        self._lengths: list[list[int]] = []
+
+    def write(self, stores: Sequence[TokenStore], pieces: slicing.Pieces) -> None:
+        parts = [stores[piece["store"]].tokens[piece["start"] : piece["start"] + piece["length"]] for piece in pieces]
+        self._tokens.append(np.concatenate(parts))
+        self._lengths.append(pieces["length"].tolist())
+        if len(self._tokens) >= _BATCH_ROWS:
+            self._flush()
+
+    def _flush(self) -> None:
+        columns = {"input_ids": self._tokens, "seq_lengths": self._lengths}
+        self._stream.write_batch(self._pa.RecordBatch.from_pydict(columns, schema=self._schema))
+        self._tokens, self._lengths = [], []
+
+    def close(self) -> None:
+        if self._tokens:
+            self._flush()
+        self._stream.close()
+        self._file.close()
+
+
+def _source_facts(source: TrainingSource, store: TokenStore, used_tokens: int) -> dict[str, Any]:
+    """What a source gave. `next_row` is where an extension of the run goes on reading it."""
+    documents = int(np.searchsorted(np.cumsum(store.lengths), used_tokens)) + 1 if used_tokens else 0
+    next_row = int(store.rows[documents - 1]) + 1 if documents else source.skip_rows
+    return {
+        **asdict(source.where),
+        "role": source.role,
+        **store.facts,
+        "used_documents": documents,
+        "used_tokens": used_tokens,
+        "next_row": next_row,
+    }

@@ -1,0 +1,29 @@
+"""The one exception a user is meant to see."""
+
+from __future__ import annotations
+
+
+class UserError(ValueError):
+    """Something the user can put right. Its text is one line: what, expected, found, remedy.
+
+    The command line prints it and exits with status 1; our own bugs are assertions and keep their traceback.
+    """
+
+    @classmethod
+    def of(cls, what: str, *, expected: str, found: str, remedy: str) -> UserError:
+        """Builds the usual line.
+
+        Args:
+            what: The file, key or tensor it is about.
+            expected: What should have been there.
+            found: What was there instead.
+            remedy: What to do about it: a sentence without the closing full stop.
+
+        Returns:
+            The error, to be raised by the caller.
+        """
+        return cls(f"{what}: expected {expected}, found {found}. {remedy}.")
+
+
+class Interrupted(KeyboardInterrupt):
+    """The run was asked to stop (Ctrl-C or SIGTERM) and has left everything in a state that resumes."""

@@ -1,0 +1,56 @@
+"""The machine and the software a run happens on."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shlex
+import sys
+from importlib import metadata
+from typing import Any
+
+PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate", "datasets", "safetensors")
+
+
+def environment(device: str, threads: int) -> dict[str, Any]:
+    """What `environment.json` holds: versions, device, threads, platform and the command line."""
+    from bam_lora import __version__
+
+    return {
+        "versions": {"bam_lora": __version__, **{name: metadata.version(name) for name in PACKAGES}},
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processor": platform.processor() or platform.machine(),
+        "cpus": os.cpu_count(),
+        "device": device,
+        "threads": threads,
+        "command": shlex.join(sys.argv),
+    }
+
+
+def peak_rss_bytes() -> int:
+    """Peak resident memory of this process, in bytes."""
+    import psutil
+
+    if sys.platform == "win32":
+        return int(psutil.Process().memory_info().peak_wset)
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(peak) if sys.platform == "darwin" else int(peak) * 1024
+
+
+def peak_memory() -> dict[str, int | None]:
+    """Peak memory of this process so far, in bytes: resident, and torch's on a GPU (None without one)."""
+    import torch
+
+    gpu = torch.cuda.max_memory_reserved() if torch.cuda.is_available() else None
+    return {"peak_rss_bytes": peak_rss_bytes(), "peak_gpu_bytes": gpu}
+
+
+def use_one_gpu() -> None:
+    """Makes one GPU visible, the first, unless the user has chosen: branches train one after the other on one.
+
+    TRL refuses to train where several are visible and no launcher was used. Must come before CUDA is first used.
+    """
+    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")

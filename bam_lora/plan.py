@@ -1,0 +1,193 @@
+"""What a run will do, as data: pure functions from a recipe and the prepared slices to iterations and branches.
+
+The plan is made before anything is trained, written to `plan.json`, and printed. Its keys name every branch by all
+that it is a function of, so that a resumed run knows what is done.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from bam_lora.errors import UserError
+from bam_lora.recipe import Recipe
+from bam_lora.store import digest
+
+
+@dataclass(frozen=True)
+class SlicePlan:
+    """One slice as the data stage made it: rows `[start, stop)` of the packed data of one part of the run."""
+
+    data: str
+    rows: tuple[int, int]
+    target_tokens: int
+    replay_tokens: int
+
+
+@dataclass(frozen=True)
+class BranchPlan:
+    """One training run on one slice. Counting from 1; `steps` are optimizer steps."""
+
+    iteration: int
+    branch: int
+    slice: int
+    data: str
+    rows: tuple[int, int]
+    target_tokens: int
+    replay_tokens: int
+    tokens: int
+    sequences: int
+    steps: int
+    seed: int
+    key: str
+
+
+@dataclass(frozen=True)
+class IterationPlan:
+    """K branches from the same base (fewer in a short last group), one merge, one fold."""
+
+    iteration: int
+    branches: tuple[BranchPlan, ...]
+    merge: Mapping[str, Any]
+
+    @property
+    def tokens(self) -> list[int]:
+        """Training tokens of each branch [branches], for weights by tokens."""
+        return [branch.tokens for branch in self.branches]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The whole run."""
+
+    strategy: str
+    slices: int
+    branches: int
+    sequence_length: int
+    iterations: tuple[IterationPlan, ...]
+
+    @property
+    def tokens(self) -> int:
+        """Training tokens of the whole run."""
+        return sum(sum(iteration.tokens) for iteration in self.iterations)
+
+    def to_json(self) -> dict[str, Any]:
+        """The plan in plain JSON types, as `plan.json` holds it."""
+        return {"format": 1, **asdict(self)}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Plan:
+        """The plan that `to_json` wrote."""
+        iterations = tuple(
+            IterationPlan(
+                iteration["iteration"],
+                tuple(BranchPlan(**{**branch, "rows": tuple(branch["rows"])}) for branch in iteration["branches"]),
+                iteration["merge"],
+            )
+            for iteration in value["iterations"]
+        )
+        scalars = {name: value[name] for name in ("strategy", "slices", "branches", "sequence_length")}
+        return cls(**scalars, iterations=iterations)
+
+
+def make_plan(recipe: Recipe, slices: Sequence[SlicePlan], *, base_key: str, earlier: Plan | None = None) -> Plan:
+    """Deals slices to iterations and branches.
+
+    Args:
+        recipe: What the user wants.
+        slices: The slices of the data that is not trained yet, in order.
+        base_key: Hash of the base that the first of these iterations starts from.
+        earlier: The plan of a finished run that this one extends.
+
+    Returns:
+        The plan, with the iterations of `earlier` first, unchanged.
+    """
+    done = earlier.iterations if earlier else ()
+    steps = _steps(recipe, slices)
+    settings = _settings(recipe)
+    iterations = list(done)
+    previous = digest([base_key, *(branch.key for iteration in done for branch in iteration.branches)])
+    trained = sum(len(iteration.branches) for iteration in done)
+    for start in range(0, len(slices), recipe.branches):
+        number = len(iterations) + 1
+        branches = tuple(
+            _branch(recipe, slices[index], number, index - start + 1, trained + index + 1, steps[index],
+                    digest([previous, settings]))
+            for index in range(start, min(start + recipe.branches, len(slices)))
+        )  # fmt: skip
+        iterations.append(IterationPlan(number, branches, recipe.bam.merge.model_dump(mode="json")))
+        previous = digest([previous, iterations[-1].merge, *(branch.key for branch in branches)])
+    return Plan(
+        strategy=recipe.strategy,
+        slices=trained + len(slices),
+        branches=recipe.branches,
+        sequence_length=recipe.data.sequence_length,
+        iterations=tuple(iterations),
+    )
+
+
+def iteration_count(recipe: Recipe) -> int:
+    """ceil(N/K): how many merges a run of this recipe makes."""
+    return math.ceil(recipe.slices / recipe.branches)
+
+
+def derive_seed(seed: int, *path: str | int) -> int:
+    """A seed for one part of the run, below 2**31, the same on every machine."""
+    return int(digest([seed, *path])[:8], 16) & 0x7FFFFFFF
+
+
+def _branch(
+    recipe: Recipe, part: SlicePlan, iteration: int, branch: int, number: int, steps: int, key: str
+) -> BranchPlan:
+    seed = derive_seed(recipe.seed, "branch", iteration, branch)
+    return BranchPlan(
+        iteration=iteration,
+        branch=branch,
+        slice=number,
+        **asdict(part),
+        tokens=part.target_tokens + part.replay_tokens,
+        sequences=part.rows[1] - part.rows[0],
+        steps=steps,
+        seed=seed,
+        key=digest([key, part.data, list(part.rows), seed, steps]),
+    )
+
+
+def _settings(recipe: Recipe) -> str:
+    """Hash of what decides how a branch trains, apart from base, data and seed."""
+    parts = recipe.resolved()
+    return digest({name: parts[name] for name in ("lora", "quantization", "training", "mode")})
+
+
+def _steps(recipe: Recipe, slices: Sequence[SlicePlan]) -> list[int]:
+    """Optimizer steps of each branch; `max_steps` is the whole run's and is shared out by tokens."""
+    training = recipe.training
+    if training.max_steps > 0:
+        return _share(training.max_steps, [part.target_tokens + part.replay_tokens for part in slices])
+    batch = training.per_device_train_batch_size
+    steps = []
+    for part in slices:
+        batches = math.ceil((part.rows[1] - part.rows[0]) / batch)
+        # As the Trainer counts: a last, incomplete accumulation is a step of its own.
+        epoch = max(math.ceil(batches / training.gradient_accumulation_steps), 1)
+        steps.append(math.ceil(training.num_train_epochs * epoch))
+    return steps
+
+
+def _share(total: int, amounts: Sequence[int]) -> list[int]:
+    """`total` shared out in proportion to `amounts`, by largest remainder; everyone gets at least one."""
+    if total < len(amounts):
+        raise UserError.of(
+            "training.max_steps",
+            expected=f"at least one step for each of {len(amounts)} branches",
+            found=str(total),
+            remedy="Raise it (it counts the steps of the whole run) or lower bam.slices",
+        )
+    exact = [(total - len(amounts)) * amount / sum(amounts) for amount in amounts]
+    steps = [1 + int(value) for value in exact]
+    by_remainder = sorted(range(len(amounts)), key=lambda index: int(exact[index]) - exact[index])
+    for index in by_remainder[: total - sum(steps)]:
+        steps[index] += 1
+    return steps

@@ -1,0 +1,45 @@
+"""Keeps the libraries' own bars, notices and telemetry out of the user's way. Imported before any of them."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+
+# Each of these speaks of how a library is used by us, not of anything the user could change.
+_IGNORED = [
+    ("FutureWarning", r"transformers|trl|peft|accelerate|torch|bitsandbytes|huggingface_hub"),
+    ("DeprecationWarning", r"transformers|trl|peft|accelerate|torch|bitsandbytes|datasets"),
+]
+# `pin_memory` without an accelerator; the Trainer asks for it by default.
+_IGNORED_TEXTS = [r".*'pin_memory' argument is set as true but no accelerator.*"]
+
+
+def quiet(*, verbose: bool = False) -> None:
+    """Turns off telemetry, progress bars and advisory logging of the libraries underneath.
+
+    Args:
+        verbose: Leave warnings and logging as the libraries have them.
+    """
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    if verbose:
+        return
+    for name in ("bitsandbytes", "accelerate", "peft", "trl", "datasets", "torch.utils.checkpoint"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    categories = {"FutureWarning": FutureWarning, "DeprecationWarning": DeprecationWarning}
+    for category, modules in _IGNORED:
+        warnings.filterwarnings("ignore", category=categories[category], module=modules)
+    for text in _IGNORED_TEXTS:
+        warnings.filterwarnings("ignore", message=text)
+
+
+def quiet_libraries() -> None:
+    """The part that needs the libraries imported: their progress bars and log levels."""
+    import datasets
+    import transformers
+
+    datasets.disable_progress_bars()
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()

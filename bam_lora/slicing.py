@@ -1,0 +1,175 @@
+"""Which tokens go into which slice: pure functions on document lengths, no text, no torch.
+
+A *document* is a run of tokens in a token store (one store per data source). Documents are cut into *pieces* of at
+most the sequence length, pieces are dealt to slices, and each slice's pieces are packed into rows. Every token of
+the target is in exactly one piece, one slice, one row.
+"""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+from collections.abc import Sequence
+from fractions import Fraction
+
+import numpy as np
+import numpy.typing as npt
+
+from bam_lora.errors import UserError
+
+# store: index of the token store · start: first token in that store · length: number of tokens
+PIECE = np.dtype([("store", "<i4"), ("start", "<i8"), ("length", "<i8")])
+Pieces = npt.NDArray[np.void]
+Lengths = npt.NDArray[np.int64]
+
+
+def documents(stores: Sequence[Lengths]) -> Pieces:
+    """Every document of every store, in order.
+
+    Args:
+        stores: Per store, the length in tokens of each document [documents].
+    """
+    tables = []
+    for index, lengths in enumerate(stores):
+        table = np.zeros(len(lengths), PIECE)
+        table["store"] = index
+        table["length"] = lengths
+        table["start"] = np.cumsum(lengths) - lengths
+        tables.append(table)
+    return np.concatenate(tables) if tables else np.zeros(0, PIECE)
+
+
+def split_tokens(table: Pieces, tokens: int) -> tuple[Pieces, Pieces]:
+    """A table cut in two after `tokens` tokens, through a document if it must be."""
+    ends = np.cumsum(table["length"])
+    count = int(np.searchsorted(ends, tokens, side="left")) + 1 if tokens > 0 else 0
+    head, tail = table[:count].copy(), table[count:]
+    excess = int(head["length"].sum()) - tokens
+    if excess > 0:
+        head["length"][-1] -= excess
+        rest = head[-1:].copy()
+        rest["start"] += head["length"][-1]
+        rest["length"] = excess
+        tail = np.concatenate([rest, tail])
+    return head, tail
+
+
+def quotas(available: Sequence[int], weights: Sequence[float | None], total: int | None = None) -> list[int]:
+    """How many tokens to take from each source.
+
+    Args:
+        available: Tokens each source can give.
+        weights: Relative weight of each source; all None means "all there is" (or, with `total`, in proportion to
+            what is there).
+        total: Tokens wanted in all, or None for as many as the weights allow: the source that runs out first
+            decides.
+
+    Returns:
+        Tokens per source; their sum is `total` where that is given and can be met.
+    """
+    if all(weight is None for weight in weights):
+        if total is None or total >= sum(available):
+            return list(available)
+        shares = [Fraction(tokens) for tokens in available]
+    else:
+        shares = [Fraction(weight or 0.0).limit_denominator(10**6) for weight in weights]
+    scale = Fraction(total) / sum(shares) if total is not None else None
+    largest = min(Fraction(tokens) / share for tokens, share in zip(available, shares, strict=True) if share)
+    factor = largest if scale is None else min(scale, largest)
+    taken = [int(factor * share) for share in shares]
+    missing = (total or 0) - sum(taken) if scale is not None and scale <= largest else 0
+    for index in range(missing):  # rounding left at most one token a source
+        taken[index % len(taken)] += 1
+    return [min(tokens, limit) for tokens, limit in zip(taken, available, strict=True)]
+
+
+def select(stores: Sequence[Lengths], amounts: Sequence[int]) -> Pieces:
+    """The first `amounts[i]` tokens of each store, as documents."""
+    table = documents(stores)
+    parts = [split_tokens(table[table["store"] == index], amount)[0] for index, amount in enumerate(amounts)]
+    return np.concatenate(parts) if parts else np.zeros(0, PIECE)
+
+
+def order(table: Pieces, slicing: str, seed: int) -> Pieces:
+    """Documents in the order in which they are dealt: shuffled (`random`) or as they came (`contiguous`)."""
+    if slicing == "contiguous":
+        return table
+    permutation = np.random.Generator(np.random.PCG64(seed)).permutation(len(table))
+    return table[permutation]
+
+
+def cut(table: Pieces, sequence_length: int) -> Pieces:
+    """Documents cut into pieces of at most `sequence_length` tokens; nothing is dropped."""
+    counts = -(-table["length"] // sequence_length)
+    pieces = np.repeat(table, counts)
+    first = np.repeat(np.cumsum(counts) - counts, counts)
+    offset = (np.arange(len(pieces)) - first) * sequence_length
+    pieces["start"] += offset
+    pieces["length"] = np.minimum(pieces["length"] - offset, sequence_length)
+    return pieces[pieces["length"] > 0]
+
+
+def deal(pieces: Pieces, slices: int) -> list[Pieces]:
+    """Deals pieces, in order, to slices of equal size in tokens (to within one piece).
+
+    Raises:
+        UserError: If there are not enough pieces for every slice to get one.
+    """
+    edges = np.concatenate([[0], np.cumsum(pieces["length"])])  # tokens before each piece, and after the last
+    total = int(edges[-1])
+    bounds = [int(np.abs(edges - total * index / slices).argmin()) for index in range(slices)] + [len(pieces)]
+    if any(stop <= start for start, stop in itertools.pairwise(bounds)):
+        raise UserError.of(
+            "data.target",
+            expected=f"enough text for {slices} slices",
+            found=f"{total} tokens in {len(pieces)} pieces",
+            remedy="Give more data, a smaller data.sequence_length or fewer bam.slices",
+        )
+    return [pieces[start:stop] for start, stop in itertools.pairwise(bounds)]
+
+
+def deal_exactly(table: Pieces, amounts: Sequence[int]) -> list[Pieces]:
+    """Deals a table, in order, into parts of exactly `amounts` tokens, cutting a document where a part ends."""
+    parts: list[Pieces] = []
+    rest = table
+    for amount in amounts:
+        part, rest = split_tokens(rest, amount)
+        parts.append(part)
+    return parts
+
+
+def pack(lengths: Sequence[int] | Lengths, sequence_length: int) -> list[list[int]]:
+    """Best-fit-decreasing bin packing of pieces into rows of at most `sequence_length` tokens.
+
+    The longest piece goes first, each into the fullest row that still has room for it (Johnson 1973; for language
+    models Ding et al. 2024, arXiv 2404.10830). Deterministic: ties go to the earlier piece and the older row.
+
+    Args:
+        lengths: Tokens of each piece [pieces], none longer than `sequence_length`.
+        sequence_length: Tokens a row can hold.
+
+    Returns:
+        Rows, each a list of piece indices.
+    """
+    rows: list[list[int]] = []
+    open_rows: dict[int, list[int]] = {}  # room left -> rows with exactly that room, oldest first
+    rooms: list[int] = []  # the keys of open_rows, sorted
+    for piece in np.argsort(-np.asarray(lengths, dtype=np.int64), kind="stable").tolist():
+        length = int(lengths[piece])
+        assert 0 < length <= sequence_length
+        at = bisect.bisect_left(rooms, length)
+        if at < len(rooms):
+            room = rooms[at]
+            row = open_rows[room].pop(0)
+            if not open_rows[room]:
+                del open_rows[room], rooms[at]
+            rows[row].append(piece)
+        else:
+            row, room = len(rows), sequence_length
+            rows.append([piece])
+        left = room - length
+        if left:
+            if left not in open_rows:
+                bisect.insort(rooms, left)
+            bisect.insort(open_rows.setdefault(left, []), row)
+    return rows
