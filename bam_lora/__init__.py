@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from bam_lora.errors import UserError as UserError
-    from bam_lora.fold import fold as fold
+    from bam_lora.folding import fold as fold
     from bam_lora.ledger import Ledger as Ledger
+    from bam_lora.loop import run as run
     from bam_lora.merge import merge_adapters as merge_adapters
     from bam_lora.recipe import Recipe as Recipe
     from bam_lora.recipe import load_recipe as load_recipe
-    from bam_lora.loop import run as run
 
 __version__ = "0.1.0"
 
@@ -23,7 +23,7 @@ _HOME = {
     "Ledger": "bam_lora.ledger",
     "Recipe": "bam_lora.recipe",
     "UserError": "bam_lora.errors",
-    "fold": "bam_lora.fold",
+    "fold": "bam_lora.folding",
     "load_recipe": "bam_lora.recipe",
     "merge_adapters": "bam_lora.merge",
     "run": "bam_lora.loop",

@@ -193,8 +193,9 @@ def _tokenised(source: TrainingSource, tokenizer: Any, work: Path, say: Say) -> 
         say(f"  {facts['tokens']:,} tokens in {facts['documents']:,} documents")
     manifest = verify(folder, key, quick=True)
     assert manifest is not None
+    tokens = folder / "tokens.bin"
     return TokenStore(
-        tokens=np.memmap(folder / "tokens.bin", dtype=np.int32, mode="r"),
+        tokens=np.memmap(tokens, dtype=np.int32, mode="r") if tokens.stat().st_size else np.zeros(0, np.int32),
         lengths=np.load(folder / "lengths.npy"),
         rows=np.load(folder / "rows.npy"),
         facts=manifest["facts"],
@@ -224,11 +225,11 @@ def _tokenise_into(source: TrainingSource, tokenizer: Any, folder: Path) -> dict
                 total += len(document)
             if source.tokens is not None and total >= source.tokens:
                 break
-    if not lengths:
+    if not lengths and not source.skip_rows:  # an extension may find an old source used up
         raise UserError.of(
             source.where.path,
             expected="text",
-            found="no rows with text" if not source.skip_rows else f"nothing new after row {source.skip_rows}",
+            found="no rows with text",
             remedy="Check the file, the split and the column",
         )
     np.save(folder / "lengths.npy", np.asarray(lengths, dtype=np.int64))

@@ -85,6 +85,8 @@ def read_texts(source: TextSource, opened: OpenSource, *, skip_rows: int = 0) ->
     Raises:
         UserError: If the text column is missing or does not hold text, or the data cannot be read.
     """
+    if hasattr(opened.rows, "__len__") and len(opened.rows) <= skip_rows:
+        return
     rows = opened.rows.skip(skip_rows) if skip_rows else opened.rows
     iterator = enumerate(rows, start=skip_rows)
     while True:

@@ -12,6 +12,7 @@ from hypothesis import settings
 # The machine that runs the tests may be slow and shared; a deadline per example would test that instead.
 settings.register_profile("bam_lora", deadline=None, max_examples=50)
 settings.load_profile("bam_lora")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # for tiny models the fastest, and fair to a shared machine
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 

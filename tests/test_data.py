@@ -47,9 +47,7 @@ def documents_of(folder: Path, facts: dict[str, Any], tokenizer: Any) -> list[st
 
 def test_no_token_is_lost_and_documents_end_with_eos(german_file: Path, tmp_path: Path, tokenizer: Any) -> None:
     facts = make(tmp_path / "01", [target(german_file)], tokenizer)
-    expected = sorted(
-        token for text in GERMAN for token in [*tokenizer(text)["input_ids"], tokenizer.eos_token_id]
-    )
+    expected = sorted(token for text in GERMAN for token in [*tokenizer(text)["input_ids"], tokenizer.eos_token_id])
     rows = load_rows(tmp_path / "01", (0, facts["slices"][-1]["rows"][1]))
     assert sorted(token for row in rows["input_ids"] for token in row) == expected
     assert sum(part["target_tokens"] for part in facts["slices"]) == len(expected)
@@ -114,9 +112,14 @@ def test_a_tokenised_source_survives_an_interruption(
     import bam_lora.data as data
 
     copy = write_jsonl(tmp_path / "german.jsonl", GERMAN)
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(data, "_write_rows", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
-        make(tmp_path / "01", [target(copy)], tokenizer)
+
+    def interrupt(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(data, "_write_rows", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            make(tmp_path / "01", [target(copy)], tokenizer)
     assert not (tmp_path / "01").exists()
     copy.unlink()  # what was tokenised is not read again
     assert make(tmp_path / "01", [target(copy)], tokenizer)["sources"][0]["documents"] == len(GERMAN)

@@ -46,9 +46,13 @@ def test_any_damage_shows(tmp_path: Path, damage: str) -> None:
 
 
 def test_a_failed_folder_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError), store.new_folder(tmp_path / "x") as temporary:
-        (temporary / "a").write_text("a")
-        raise RuntimeError
+    def fail() -> None:
+        with store.new_folder(tmp_path / "x") as temporary:
+            (temporary / "a").write_text("a")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
     assert list(tmp_path.iterdir()) == []
 
 
@@ -108,7 +112,7 @@ def test_too_little_space_is_said_before_writing(tmp_path: Path) -> None:
 
 def test_digest_is_canonical() -> None:
     assert store.digest({"a": 1, "b": [2.0]}) == store.digest({"b": [2.0], "a": 1})
-    with pytest.raises(ValueError, match="NaN|Out of range"):
+    with pytest.raises(ValueError, match=r"NaN|Out of range"):
         store.digest(float("nan"))
 
 

@@ -1,0 +1,205 @@
+"""One branch: a fresh LoRA adapter trained on one slice by TRL's `SFTTrainer`, resumable, checked at every step."""
+
+from __future__ import annotations
+
+import gc
+import json
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bam_lora.base import Loading, assert_not_repacked, branch_view, device
+from bam_lora.branch_callbacks import CheckpointSeal, FiniteGuard, MetricsLog, StepReport, StopOnRequest
+from bam_lora.errors import Interrupted
+from bam_lora.interrupt import StopRequest
+from bam_lora.machine import peak_memory
+from bam_lora.store import MANIFEST, digest, fsync_path, seal, verify, write_text
+
+ADAPTER = "adapter"
+CHECKPOINTS = "checkpoints"
+METRICS = "metrics.jsonl"
+OnStep = Callable[[int, float | None], None]
+
+
+@dataclass(frozen=True)
+class AdapterSettings:
+    """A LoRA adapter, in PEFT's terms."""
+
+    r: int
+    alpha: int
+    target_modules: str | list[str]
+    dropout: float = 0.0
+    rslora: bool = False
+
+
+@dataclass(frozen=True)
+class BranchJob:
+    """What one branch is to do. `arguments` are `SFTConfig` fields; `label` names it in messages."""
+
+    label: str
+    key: str
+    seed: int
+    steps: int
+    tokens: int
+    sequence_length: int
+    adapter: AdapterSettings
+    arguments: Mapping[str, Any]
+    base_name: str
+
+
+def train_branch(
+    model: Any, how: Loading, tokenizer: Any, rows: Any, job: BranchJob, folder: Path, *, on_step: OnStep,
+    stop: StopRequest,
+) -> dict[str, Any]:  # fmt: skip
+    """Trains one branch into `folder`, goes on from its newest whole checkpoint, or finds it done.
+
+    Args:
+        model: The loaded base; it is left as it was.
+        how: How it was loaded.
+        tokenizer: Its tokenizer.
+        rows: Packed rows (`input_ids`, `seq_lengths`).
+        job: Seed, steps, adapter, trainer arguments.
+        folder: Gets `adapter/`, `metrics.jsonl` and, last, the manifest.
+        on_step: Called after every optimizer step with the step and the last logged loss.
+        stop: Checked after every step; a request leaves a checkpoint.
+
+    Returns:
+        The facts in the manifest: seconds, steps, tokens, first and last loss, adapter's parameters.
+
+    Raises:
+        Interrupted: If a stop was asked for; a checkpoint is on disk.
+        UserError: If loss or gradients are not finite.
+    """
+    done = verify(folder, job.key)
+    if done is not None:
+        return dict(done["facts"])
+    (folder / MANIFEST).unlink(missing_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    checkpoint = newest_checkpoint(folder / CHECKPOINTS, job.key)
+    seconds_before = _forget_metrics_after(folder / METRICS, checkpoint)
+    started = time.monotonic()
+    metrics = MetricsLog(folder / METRICS, job.tokens / job.steps, seconds_before)
+    callbacks = [
+        FiniteGuard(job.label),
+        metrics,
+        CheckpointSeal(job.key),
+        StopOnRequest(stop),
+        StepReport(on_step, metrics),
+    ]
+    trainer = _trainer(branch_view(model), how, tokenizer, rows, job, folder / CHECKPOINTS, callbacks)
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if trainer.state.global_step < job.steps:
+        raise Interrupted(stop.signal_name)
+    _save_adapter(trainer.model, folder / ADAPTER, job)
+    facts = {
+        "seconds": seconds_before + time.monotonic() - started,
+        "steps": job.steps,
+        "tokens": job.tokens,
+        "loss_first": metrics.losses[0] if metrics.losses else None,
+        "loss_last": metrics.losses[-1] if metrics.losses else None,
+        "adapter_parameters": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
+        **peak_memory(),
+    }
+    del trainer
+    gc.collect()
+    shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+    fsync_path(folder / METRICS)
+    seal(folder, job.key, facts, parts=[ADAPTER, METRICS])
+    return facts
+
+
+def newest_checkpoint(folder: Path, key: str) -> Path | None:
+    """The newest checkpoint that verifies; incomplete and foreign ones are deleted, as nothing can use them."""
+    found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]), reverse=True)
+    for index, path in enumerate(found):
+        if verify(path, digest([key, int(path.name.rpartition("-")[2])])) is not None:
+            return path
+        shutil.rmtree(found[index])
+    return None
+
+
+def _trainer(
+    view: Any, how: Loading, tokenizer: Any, rows: Any, job: BranchJob, output: Path, callbacks: list[Any]
+) -> Any:
+    import transformers
+    from peft import LoraConfig
+    from trl import SFTConfig, SFTTrainer
+
+    adapter = job.adapter
+    config = LoraConfig(
+        r=adapter.r,
+        lora_alpha=adapter.alpha,
+        target_modules=adapter.target_modules,
+        lora_dropout=adapter.dropout,
+        use_rslora=adapter.rslora,
+        task_type="CAUSAL_LM",
+    )
+    arguments = SFTConfig(
+        **{
+            "warmup_steps": 0,
+            "report_to": "none",
+            "dataloader_pin_memory": device() != "cpu",
+            **job.arguments,
+            "output_dir": str(output),
+            "max_steps": job.steps,
+            "seed": job.seed,
+            "data_seed": job.seed,
+            "use_cpu": device() == "cpu",
+            "bf16": how.compute_dtype == "bfloat16",
+            "fp16": how.compute_dtype == "float16",
+            "packing": True,
+            "packing_strategy": "bfd_split",
+            "max_length": job.sequence_length,
+            "dataset_kwargs": {"skip_prepare_dataset": True},
+            "save_strategy": "steps",
+            "eval_strategy": "no",
+            "disable_tqdm": True,
+            "logging_nan_inf_filter": False,
+        }
+    )
+    trainer = SFTTrainer(
+        view, args=arguments, train_dataset=rows, processing_class=tokenizer, peft_config=config, callbacks=callbacks
+    )
+    for unwanted in (transformers.PrinterCallback, transformers.ProgressCallback):
+        trainer.remove_callback(unwanted)
+    # TRL casts the adapter of a quantised base to bf16; small updates are lost there, and a resumed adapter is fp32.
+    for parameter in trainer.model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    assert_not_repacked(trainer.model)
+    return trainer
+
+
+def _save_adapter(model: Any, folder: Path, job: BranchJob) -> None:
+    """Writes the adapter as PEFT does, its config in a fixed order and naming the base the user named."""
+    shutil.rmtree(folder, ignore_errors=True)
+    model.save_pretrained(str(folder), safe_serialization=True)
+    (folder / "README.md").unlink(missing_ok=True)  # an empty model card
+    path = folder / "adapter_config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config["base_model_name_or_path"] = job.base_name
+    ordered = {name: sorted(value) if isinstance(value, list) else value for name, value in config.items()}
+    write_text(path, json.dumps(ordered, indent=2, sort_keys=True) + "\n")
+    for file in folder.iterdir():
+        fsync_path(file)
+
+
+def _forget_metrics_after(path: Path, checkpoint: Path | None) -> float:
+    """Drops the lines of steps that a resumed branch will take again; returns the seconds spent up to there."""
+    if checkpoint is None or not path.exists():
+        path.unlink(missing_ok=True)
+        return 0.0
+    step = int(checkpoint.name.rpartition("-")[2])
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            entry = json.loads(line)
+        except json.JSONDecodeError:  # the line that was being written when the run was killed
+            break
+        if entry["step"] <= step:
+            kept.append(entry)
+    write_text(path, "".join(json.dumps(entry) + "\n" for entry in kept))
+    return float(kept[-1]["seconds"]) if kept else 0.0

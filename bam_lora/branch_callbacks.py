@@ -1,0 +1,121 @@
+"""What happens around the optimizer steps of a branch, as callbacks of the transformers Trainer."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerCallback
+
+from bam_lora.errors import UserError
+from bam_lora.interrupt import StopRequest
+from bam_lora.store import digest, fsync_path, seal
+
+
+class FiniteGuard(TrainerCallback):  # type: ignore[misc]
+    """Stops before the update when a gradient, and so the loss, is not a finite number."""
+
+    def __init__(self, label: str) -> None:
+        self.label = label
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Checks every trainable gradient; with fp16 the loss scaler does so itself and skips the step."""
+        if args.fp16:
+            return
+        gradients = [p.grad for p in kwargs["model"].parameters() if p.requires_grad and p.grad is not None]
+        total = torch.stack(torch._foreach_norm(gradients)).sum().item()
+        if not math.isfinite(total):
+            self._stop(state.global_step + 1, "gradient")
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        """Checks the logged loss, which the fp16 scaler does not."""
+        if logs and "loss" in logs and not math.isfinite(float(logs["loss"])):
+            self._stop(state.global_step, "loss")
+
+    def _stop(self, step: int, what: str) -> None:
+        raise UserError.of(
+            f"{self.label}, step {step}",
+            expected=f"a finite {what}",
+            found="NaN or infinity",
+            remedy="Lower training.learning_rate or training.max_grad_norm, or look at this slice's text; "
+            "the run resumes from the last checkpoint",
+        )
+
+
+class MetricsLog(TrainerCallback):  # type: ignore[misc]
+    """Writes what the Trainer logs as JSON lines: step, loss, learning_rate, grad_norm, tokens, seconds."""
+
+    def __init__(self, path: Path, tokens_per_step: float, seconds_before: float) -> None:
+        self.path = path
+        self.tokens_per_step = tokens_per_step
+        self.started = time.monotonic() - seconds_before
+        self.losses = self._losses_so_far()
+
+    def _losses_so_far(self) -> list[float]:
+        if not self.path.exists():
+            return []
+        return [json.loads(line)["loss"] for line in self.path.read_text(encoding="utf-8").splitlines()]
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        """Appends one line; the summary that the Trainer logs at its end is not one."""
+        if not logs or "loss" not in logs:
+            return
+        entry = {
+            "step": state.global_step,
+            "loss": float(logs["loss"]),
+            "learning_rate": float(logs["learning_rate"]),
+            "grad_norm": float(logs["grad_norm"]) if "grad_norm" in logs else None,
+            "tokens": round(state.global_step * self.tokens_per_step),
+            "seconds": round(time.monotonic() - self.started, 3),
+        }
+        self.losses.append(entry["loss"])
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(entry) + "\n")
+
+
+class CheckpointSeal(TrainerCallback):  # type: ignore[misc]
+    """Gives every finished checkpoint a manifest; one without is never resumed from."""
+
+    def __init__(self, key: str) -> None:
+        self.key = key
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Syncs and seals the checkpoint that was just written."""
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        for path in folder.rglob("*"):
+            fsync_path(path)
+        seal(folder, digest([self.key, state.global_step]))
+
+
+class StopOnRequest(TrainerCallback):  # type: ignore[misc]
+    """On a request to stop: one checkpoint, then the end of training."""
+
+    def __init__(self, request: StopRequest) -> None:
+        self.request = request
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Asks the Trainer to save and to stop."""
+        if self.request and state.global_step < state.max_steps:
+            control.should_save = True
+            control.should_training_stop = True
+
+
+class StepReport(TrainerCallback):  # type: ignore[misc]
+    """Tells the progress display about every step."""
+
+    def __init__(self, on_step: Callable[[int, float | None], None], metrics: MetricsLog) -> None:
+        self.report = on_step
+        self.metrics = metrics
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Reports the step a resumed branch starts from."""
+        self.report(state.global_step, None)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Reports the step and the last logged loss."""
+        self.report(state.global_step, self.metrics.losses[-1] if self.metrics.losses else None)

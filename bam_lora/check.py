@@ -1,0 +1,143 @@
+"""What can be known about a run before anything is spent on it: `bam-lora check`."""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from bam_lora.base import context_length, find_base, load_tokenizer
+from bam_lora.checkpoint import Checkpoint, open_checkpoint
+from bam_lora.errors import UserError
+from bam_lora.ledger import LEDGER_FILE
+from bam_lora.plan import iteration_count
+from bam_lora.quiet import quiet_libraries
+from bam_lora.recipe import EvaluationSource, Recipe, Source
+from bam_lora.sources import TextSource, open_source, read_texts
+
+_SAMPLE_DOCUMENTS = 50
+_EXCERPT_CHARACTERS = 70
+
+
+def check_recipe(recipe: Recipe) -> str:
+    """Looks at everything a recipe names and says what a run will do.
+
+    Args:
+        recipe: A valid recipe.
+
+    Returns:
+        Lines for the terminal: base, sources with their tokens per byte, iterations, disk.
+
+    Raises:
+        UserError: If the run could not work: base or data missing, no EOS, sequences beyond the base's context.
+    """
+    quiet_libraries()
+    folder = _base_folder(recipe)
+    tokenizer = load_tokenizer(folder)
+    if tokenizer.eos_token_id is None:
+        raise UserError.of(
+            f"tokenizer of {recipe.base}", expected="an end-of-sequence token", found="none", remedy="Set `eos_token`"
+        )
+    limit = context_length(folder)
+    if limit is not None and recipe.data.sequence_length > limit:
+        raise UserError.of(
+            "data.sequence_length",
+            expected=f"at most {limit}, the base's context length",
+            found=str(recipe.data.sequence_length),
+            remedy="Lower it",
+        )
+    checkpoint = open_checkpoint(folder)
+    lines = [f"base        {recipe.base}: {_parameters(checkpoint):,} parameters"]
+    for role, sources in (("target", recipe.data.target), ("replay", recipe.data.replay)):
+        lines += [f"{role:11} {_describe_source(source, tokenizer)}" for source in sources]
+    for role, sets in (("learning", recipe.evaluation.target), ("forgetting", recipe.evaluation.source)):
+        lines += [f"{role:11} {_describe_source(source, tokenizer)}" for source in sets]
+    if not recipe.evaluation.target or not recipe.evaluation.source:
+        lines.append(
+            "note        without evaluation.target and evaluation.source, learning or forgetting is not measured"
+        )
+    lines += _plan_lines(recipe) + _disk_lines(recipe, folder, checkpoint)
+    return "\n".join(lines)
+
+
+def _base_folder(recipe: Recipe) -> Path:
+    finished = Path(recipe.base)
+    if (finished / LEDGER_FILE).is_file():
+        if not (finished / "model" / "config.json").is_file():
+            raise UserError.of(
+                recipe.base, expected="a finished run", found="one that is not", remedy="Finish it first"
+            )
+        return finished / "model"
+    return find_base(recipe.base, recipe.revision).folder
+
+
+def _parameters(checkpoint: Checkpoint) -> int:
+    total = 0
+    for record in checkpoint.tensors().values():
+        count = 1
+        for size in record.shape:
+            count *= size
+        total += count
+    return total
+
+
+def _describe_source(source: Source | EvaluationSource, tokenizer: Any) -> str:
+    where = TextSource(source.path, source.name, source.split, source.revision, source.text)
+    with tempfile.TemporaryDirectory() as cache:
+        opened = open_source(where, streaming=True, cache=Path(cache))
+        texts = [text for _, text in itertools.islice(read_texts(where, opened), _SAMPLE_DOCUMENTS)]
+    if not texts:
+        raise UserError.of(source.path, expected="text", found="no rows with text", remedy="Check split and column")
+    size = sum(len(text.encode()) for text in texts)
+    tokens = sum(len(ids) for ids in tokenizer(texts, verbose=False)["input_ids"])
+    excerpt = " ".join(texts[0].split())[:_EXCERPT_CHARACTERS]
+    limit = getattr(source, "tokens", None)
+    amount = f"at most {limit:,} tokens, " if limit else ""
+    return f"{source.path}: {amount}{size / tokens:.2f} bytes per token; starts “{excerpt}…”"
+
+
+def _plan_lines(recipe: Recipe) -> list[str]:
+    training = recipe.training
+    per_step = training.per_device_train_batch_size * training.gradient_accumulation_steps * recipe.data.sequence_length
+    lines = [
+        f"plan        {recipe.strategy}: {recipe.slices} slices, {recipe.branches} branches, "
+        f"{iteration_count(recipe)} iterations; {per_step:,} tokens a step"
+    ]
+    limits = [source.tokens for source in recipe.data.target]
+    if all(limit is not None for limit in limits):
+        target = sum(limit for limit in limits if limit is not None)
+        total = round(target / (1 - recipe.data.replay_share))
+        steps = -(-total // per_step)
+        lines.append(
+            f"tokens      {total:,} at most, {total - target:,} of them replay: "
+            f"about {total // recipe.slices:,} a slice, {steps:,} steps in all"
+        )
+        if steps < recipe.slices * 20:
+            lines.append(
+                "note        fewer than 20 steps a branch: adapters hardly move; use fewer slices or smaller steps"
+            )
+    return lines
+
+
+def _disk_lines(recipe: Recipe, folder: Path, checkpoint: Checkpoint) -> list[str]:
+    weights = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    matrices = [r.shape for name, r in checkpoint.tensors().items() if len(r.shape) == 2 and "embed" not in name]
+    adapter = sum(recipe.lora.r * (rows + columns) * 4 for rows, columns in matrices)
+    # While one iteration's model is folded the one before it is still there; optimizer states are twice the adapter.
+    needed = 2 * weights + recipe.slices * adapter + 3 * recipe.training.save_total_limit * adapter
+    output = Path(recipe.output).expanduser().absolute()
+    existing = next(path for path in (output, *output.parents) if path.exists())
+    free = shutil.disk_usage(existing).free
+    if free < needed:
+        raise UserError.of(
+            f"disk space in {existing}",
+            expected=f"about {needed / 1e9:.1f} GB for {recipe.slices} adapters and two folded models",
+            found=f"{free / 1e9:.1f} GB free",
+            remedy="Free some or choose another --output",
+        )
+    return [
+        f"disk        at most about {needed / 1e9:.2f} GB of {free / 1e9:.0f} GB free; "
+        f"a folded model is {weights / 1e9:.2f} GB"
+    ]

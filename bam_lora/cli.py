@@ -1,0 +1,275 @@
+"""The command line: every command parses, calls one function, prints what came back."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from bam_lora.errors import Interrupted, UserError
+from bam_lora.quiet import quiet
+
+app = typer.Typer(
+    name="bam-lora",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Branch-and-Merge with LoRA: teach a language model a new language on one GPU, and keep what it knew.\n\n"
+    "Start with `bam-lora quickstart`: the whole loop on an embedded tiny model, on a CPU, in minutes. Then write a "
+    "recipe (docs/recipe.md, recipes/), look at what it will do with `bam-lora check`, and `bam-lora run` it. "
+    "`merge` and `fold` work on any PEFT LoRA adapters.\n\n"
+    "Exit status: 0 done, 1 something for you to put right, 2 wrong usage, 130 interrupted. --verbose, anywhere, adds "
+    "the traceback of an error and the libraries' own messages.",
+)
+
+_VERBOSE = "BAM_LORA_VERBOSE"
+
+
+def main() -> None:
+    """Entry point of the `bam-lora` script."""
+    if "--verbose" in sys.argv:
+        sys.argv.remove("--verbose")
+        os.environ[_VERBOSE] = "1"
+    app()
+
+
+def _command(function: Callable[..., None]) -> Callable[..., None]:
+    """Turns what a command raises into one line and the exit status of the contract."""
+
+    @functools.wraps(function)
+    def guarded(*args: Any, **kwargs: Any) -> None:
+        quiet(verbose=_VERBOSE in os.environ)
+        try:
+            function(*args, **kwargs)
+        except UserError as error:
+            _fail(str(error), 1)
+        except KeyboardInterrupt as interrupt:
+            _fail(_interrupted(interrupt), 130)
+        except OSError as error:
+            if error.errno is None:
+                raise
+            _fail(f"{error.filename or 'the system'}: {error.strerror}. Put that right and start again", 1)
+
+    return guarded
+
+
+def _fail(message: str, status: int) -> None:
+    if os.environ.get(_VERBOSE):
+        traceback.print_exc()
+    typer.echo(f"error: {message}" if status == 1 else message, err=True)
+    raise typer.Exit(status) from None
+
+
+def _interrupted(interrupt: KeyboardInterrupt) -> str:
+    again = "bam-lora " + " ".join(argument for argument in sys.argv[1:] if argument != "--extend")
+    kept = f"stopped by {interrupt}" if isinstance(interrupt, Interrupted) and interrupt.args[0] else "interrupted"
+    return f"{kept}; what is finished is kept. Go on with: {again}"
+
+
+Recipe_ = Annotated[Path, typer.Argument(help="Recipe in YAML (docs/recipe.md).", metavar="RECIPE")]
+Run_ = Annotated[Path, typer.Argument(help="Run directory.", metavar="RUN")]
+Set_ = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a key: --set bam.slices=4. May be repeated."),
+]
+
+
+@app.command()
+@_command
+def quickstart(
+    output: Annotated[Path, typer.Option(help="Folder for the runs and the report.")] = Path("quickstart"),
+    language: Annotated[str, typer.Option(help="Language to teach: german or bulgarian.")] = "german",
+) -> None:
+    """The whole loop on an embedded tiny English model: CPU, offline, minutes.
+
+    Teaches it German (or Bulgarian) stories twice over the same tokens, as one QLoRA run (`single`) and as
+    Branch-and-Merge (`bam`), and shows what each learned and forgot.
+    """
+    from bam_lora.quickstart.driver import quickstart as start
+
+    typer.echo(start(output, language))
+
+
+@app.command()
+@_command
+def check(
+    recipe: Recipe_,
+    output: Annotated[Path | None, typer.Option(help="Run directory, if not the recipe's.")] = None,
+    overrides: Set_ = None,
+) -> None:
+    """Validates a recipe and says what it will do: base, data, iterations, steps, disk.
+
+    Reads the first rows of every source and the base's headers; trains nothing. Exit status 1 if it cannot work.
+    """
+    from bam_lora.check import check_recipe
+
+    typer.echo(check_recipe(_load(recipe, overrides, output)))
+
+
+@app.command()
+@_command
+def run(
+    recipe: Recipe_,
+    output: Annotated[Path | None, typer.Option(help="Run directory, if not the recipe's.")] = None,
+    overrides: Set_ = None,
+    extend: Annotated[bool, typer.Option("--extend", help="Train a finished run on more slices and new data.")] = False,
+) -> None:
+    """Runs a recipe, or goes on where it was stopped.
+
+    Example: bam-lora run recipes/german/mistral-7b.yaml --output runs/german --set strategy=single
+
+    Ctrl-C (or SIGTERM) stops at the next step and leaves a checkpoint; the same command goes on. A finished run is
+    left alone. --extend takes the recipe with a higher bam.slices and more data.target.
+    """
+    from bam_lora.loop import run as start
+    from bam_lora.report import render_text
+
+    typer.echo(render_text([start(_load(recipe, overrides, output), extend=extend)], None))
+
+
+@app.command()
+@_command
+def status(run_directory: Run_) -> None:
+    """Where a run is and what is left."""
+    from bam_lora.status import describe_run
+
+    typer.echo(describe_run(run_directory))
+
+
+Adapters_ = Annotated[
+    list[str], typer.Option("--adapter", metavar="A", help="PEFT LoRA adapter folder. May be repeated.")
+]
+Weights_ = Annotated[
+    list[float] | None,
+    typer.Option("--weight", metavar="W", help="Weight of each adapter, in order, used as it is. Default: their mean."),
+]
+Method_ = Annotated[str, typer.Option(help="Merge method.")]
+AnyBase_ = Annotated[bool, typer.Option("--any-base", help="Allow adapters that name another base.")]
+
+
+@app.command()
+@_command
+def merge(
+    adapter: Adapters_,
+    output: Annotated[Path, typer.Option(help="New folder for the merged adapter.")],
+    weight: Weights_ = None,
+    method: Method_ = "linear",
+    any_base: AnyBase_ = False,
+) -> None:
+    """Merges LoRA adapters into one exact adapter: ΔW = Σ weight · scaling · B·A, stacked along the rank.
+
+    Example: bam-lora merge --adapter a --adapter b --weight 0.7 --weight 0.3 --output merged
+    """
+    from bam_lora.merge import merge_adapters
+
+    statistics = merge_adapters(adapter, output, weights=weight, method=method, any_base=any_base)
+    norms = ", ".join(f"{norm:.4g}" for norm in statistics["delta_norms"])
+    cosine = "" if statistics["cosine"] is None else f", cosine {statistics['cosine']:.4f}"
+    typer.echo(f"{output}: |ΔW| {statistics['merged_norm']:.4g} from {norms}{cosine}")
+
+
+@app.command()
+@_command
+def fold(
+    base: Annotated[str, typer.Option(help="Full-precision model: folder or Hub id.")],
+    adapter: Adapters_,
+    output: Annotated[Path, typer.Option(help="New folder for the folded model.")],
+    weight: Weights_ = None,
+    method: Method_ = "linear",
+    dtype: Annotated[str | None, typer.Option(help="bfloat16, float16 or float32. Default: as the base.")] = None,
+    any_base: AnyBase_ = False,
+) -> None:
+    """Adds the (merged) deltas of LoRA adapters to a model's weights, in fp32, rounded once, block by block.
+
+    Example: bam-lora fold --base meta-llama/Llama-3.1-8B --adapter a --adapter b --output folded
+    """
+    from bam_lora.folding import fold as fold_adapters
+
+    facts = fold_adapters(base, adapter, output, weights=weight, method=method, dtype=dtype, any_base=any_base)
+    typer.echo(
+        f"{output}: {facts['changed']} of {facts['tensors']} tensors changed, "
+        f"{facts['bytes'] / 1e9:.2f} GB in {facts['seconds']:.1f} s"
+    )
+
+
+@app.command(name="eval")
+@_command
+def evaluate(
+    model: Annotated[str, typer.Argument(help="Model folder, Hub id or finished run.", metavar="MODEL")],
+    target: Annotated[list[str] | None, typer.Option(help="Text in the language learned. May be repeated.")] = None,
+    source: Annotated[list[str] | None, typer.Option(help="Text of what the base knew. May be repeated.")] = None,
+    text: Annotated[str, typer.Option(help="Column that holds the text.")] = "text",
+    precision: Annotated[str, typer.Option(help="4bit or 16bit; compare only scores of the same.")] = "4bit",
+    window_bytes: Annotated[
+        int | None, typer.Option(help="Bytes in a window. Default: as the model's context.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Scores a model on text, in bits per byte (lower is better; comparable across tokenisers)."""
+    from bam_lora.score_files import score_files
+
+    result = score_files(model, target, source, text=text, precision=precision, window_bytes=window_bytes)
+    if as_json:
+        typer.echo(json.dumps(result, indent=2, ensure_ascii=False))
+        return
+    for one in result["scores"]:
+        error = "" if one["stderr"] is None else f" ± {one['stderr']:.4f}"
+        typer.echo(
+            f"{one['role']:7} {one['set']}: {one['bits_per_byte']:.4f}{error} bits per byte, {one['bytes']:,} bytes"
+        )
+
+
+@app.command()
+@_command
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="Run directories, two or more.", metavar="RUN RUN...")],
+    output: Annotated[Path | None, typer.Option(help="Also write the comparison as JSON.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Also write it as an HTML report.")] = None,
+) -> None:
+    """Sets runs side by side: learned, forgotten, |ΔW|, cost."""
+    from bam_lora.report import compare as compare_runs
+    from bam_lora.report import render_html, render_text
+    from bam_lora.store import write_json, write_text
+
+    if len(runs) < 2:
+        raise UserError.of("compare", expected="at least two runs", found=str(len(runs)), remedy="Name another")
+    comparison = compare_runs(runs)
+    if output:
+        write_json(output, comparison)
+    if html:
+        write_text(html, render_html(comparison["runs"], comparison))
+    typer.echo(render_text(comparison["runs"], comparison))
+
+
+@app.command()
+@_command
+def report(run_directory: Run_) -> None:
+    """Writes report.json and report.html of a run, finished or not, and prints the table."""
+    from bam_lora.report import render_text, write_report
+
+    typer.echo(render_text([write_report(run_directory)], None))
+    typer.echo(f"\n{run_directory / 'report.html'}")
+
+
+@app.command()
+@_command
+def schema() -> None:
+    """Prints the recipe's JSON schema, for editors."""
+    from bam_lora.recipe import recipe_schema
+
+    typer.echo(json.dumps(recipe_schema(), indent=2, ensure_ascii=False))
+
+
+def _load(recipe: Path, overrides: list[str] | None, output: Path | None) -> Any:
+    from bam_lora.recipe import load_recipe
+
+    return load_recipe(recipe, overrides or [], str(output) if output else None)

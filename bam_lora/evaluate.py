@@ -1,0 +1,234 @@
+"""Bits per byte: how well a model predicts a text, comparable across tokenisers.
+
+bits per byte = Σ negative log2-likelihood of the text's tokens / its UTF-8 bytes. A document is cut into windows at
+fixed places in its bytes; a window is scored with the bytes before it as context, so every byte is scored exactly
+once. BOS is context only and EOS is not scored.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from bam_lora.errors import UserError
+
+_LOGITS_BYTES = 256 << 20  # fp32 logits held at a time
+_CUT_SLACK_BYTES = 64  # how far back a cut may move to stand before white space
+_WINDOW_SIZES = (4096, 3072, 2048, 1536, 1024, 768, 512, 384, 256, 128, 64)
+
+
+@dataclass(frozen=True)
+class EvaluationSet:
+    """Named documents that a model is scored on; `role` is "target" or "source"."""
+
+    name: str
+    role: str
+    documents: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Window:
+    """Part of a document as tokens: `context` is given, `scored` is predicted; `size_bytes` counts the scored text."""
+
+    document: int
+    context: tuple[int, ...]
+    scored: tuple[int, ...]
+    size_bytes: int
+
+    @property
+    def length(self) -> int:
+        """Tokens in all."""
+        return len(self.context) + len(self.scored)
+
+
+def cut_text(text: str, window_bytes: int, overlap_bytes: int) -> list[tuple[str, str]]:
+    """Cuts a document into (context, scored) strings; the scored ones joined are the document.
+
+    Cuts stand at multiples of `window_bytes - overlap_bytes`, moved back to the nearest white space if there is one
+    close by, else to the start of a character: places that depend on the text alone.
+    """
+    data = text.encode()
+    stride = window_bytes - overlap_bytes
+    cuts = [0]
+    for place in range(stride, len(data), stride):
+        cut = _cut_before(data, place)
+        if cut > cuts[-1]:
+            cuts.append(cut)
+    cuts.append(len(data))
+    parts = []
+    for start, stop in itertools.pairwise(cuts):
+        begin = _character_start(data, max(0, start - overlap_bytes))
+        parts.append((data[begin:start].decode(), data[start:stop].decode()))
+    return [part for part in parts if part[1]]
+
+
+def _cut_before(data: bytes, place: int) -> int:
+    for position in range(place, max(0, place - _CUT_SLACK_BYTES), -1):
+        if data[position : position + 1].isspace():
+            return position
+    return _character_start(data, place)
+
+
+def _character_start(data: bytes, place: int) -> int:
+    while place < len(data) and 0x80 <= data[place] < 0xC0:
+        place -= 1
+    return place
+
+
+def make_windows(documents: Sequence[str], tokenizer: Any, window_bytes: int, overlap_bytes: int) -> list[Window]:
+    """Tokenises every document window by window.
+
+    Context and scored text are tokenised together, so that the cut does not change how a word is split; only where
+    a token would straddle the cut are they tokenised apart.
+    """
+    first = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    windows = []
+    for index, document in enumerate(documents):
+        for context, scored in cut_text(document, window_bytes, overlap_bytes):
+            before, after = _tokenise(tokenizer, context, scored)
+            windows.append(Window(index, (first, *before), tuple(after), len(scored.encode())))
+    return windows
+
+
+def _tokenise(tokenizer: Any, context: str, scored: str) -> tuple[list[int], list[int]]:
+    if getattr(tokenizer, "is_fast", False):
+        encoded = tokenizer(context + scored, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
+        at = next((i for i, (_, stop) in enumerate(offsets) if stop > len(context)), len(ids))
+        if at == len(ids) or offsets[at][0] >= len(context):
+            return ids[:at], ids[at:]
+    apart = [tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"] for text in (context, scored)]
+    return apart[0], apart[1]
+
+
+def choose_window(sets: Sequence[EvaluationSet], tokenizer: Any, context_tokens: int | None) -> int:
+    """The largest window in bytes, up to 4096, that fits the model's context length for every document."""
+    limit = context_tokens or sum(_WINDOW_SIZES)
+    for size in _WINDOW_SIZES:
+        longest = max(
+            (window.length for part in sets for window in make_windows(part.documents, tokenizer, size, size // 4)),
+            default=0,
+        )
+        if longest <= limit:
+            return size
+    raise UserError.of(
+        "evaluation",
+        expected=f"text that fits the base's context of {limit} tokens in windows of {_WINDOW_SIZES[-1]} bytes",
+        found="more tokens than that",
+        remedy="Set evaluation.window_bytes",
+    )
+
+
+def require_fit(windows: Sequence[Window], set_name: str, window_bytes: int, context_tokens: int | None) -> None:
+    """Raises a UserError if a window is longer than the model's context."""
+    longest = max((window.length for window in windows), default=0)
+    if context_tokens is not None and longest > context_tokens:
+        raise UserError.of(
+            f"evaluation set {set_name!r} in windows of {window_bytes} bytes",
+            expected=f"at most {context_tokens} tokens, the base's context length",
+            found=f"{longest}",
+            remedy="Lower evaluation.window_bytes",
+        )
+
+
+def score(
+    model: Any, windows: Sequence[Window], *, pad: int, batch_size: int, dtype: str,
+    on_batch: Callable[[int], None] | None = None,
+) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:  # fmt: skip
+    """Negative log-likelihood and size of every document.
+
+    Args:
+        model: A causal language model.
+        windows: From `make_windows`.
+        pad: Any token id, to fill up short windows; it is masked.
+        batch_size: Windows at once at the most; fewer where the logits would take too much memory.
+        dtype: What activations are computed in: bfloat16, float16 or float32.
+        on_batch: Called with the number of windows just scored.
+
+    Returns:
+        nats [documents] and bytes [documents], float64.
+    """
+    count = 1 + max(window.document for window in windows)
+    nats, sizes = np.zeros(count), np.zeros(count)
+    # Windows of like length share a batch; the longest come first, so a lack of memory shows at once.
+    order = sorted(range(len(windows)), key=lambda index: (-windows[index].length, index))
+    vocabulary = model.config.get_text_config().vocab_size
+    start = 0
+    while start < len(order):
+        longest = windows[order[start]].length
+        rows = max(1, min(batch_size, _LOGITS_BYTES // (longest * vocabulary * 4)))
+        batch = [windows[index] for index in order[start : start + rows]]
+        for window, value in zip(batch, _batch_nats(model, batch, pad, dtype), strict=True):
+            nats[window.document] += value
+            sizes[window.document] += window.size_bytes
+        start += len(batch)
+        if on_batch:
+            on_batch(len(batch))
+    return nats, sizes
+
+
+def _batch_nats(model: Any, batch: Sequence[Window], pad: int, dtype: str) -> list[float]:
+    import torch
+
+    length = max(window.length for window in batch)
+    ids = torch.full((len(batch), length), pad)
+    mask = torch.zeros((len(batch), length), dtype=torch.long)
+    for row, window in enumerate(batch):
+        ids[row, : window.length] = torch.tensor([*window.context, *window.scored])
+        mask[row, : window.length] = 1
+    where = model.device
+    autocast = torch.autocast(where.type, dtype=getattr(torch, dtype), enabled=dtype != "float32")
+    with torch.inference_mode(), autocast:
+        logits = model(input_ids=ids.to(where), attention_mask=mask.to(where), use_cache=False).logits
+    values = []
+    for row, window in enumerate(batch):
+        first = len(window.context)
+        predictions = logits[row, first - 1 : window.length - 1].float()
+        labels = ids[row, first : window.length].to(where)
+        losses = torch.nn.functional.cross_entropy(predictions, labels, reduction="none")
+        values.append(float(losses.double().sum()))
+    return values
+
+
+def bits_per_byte(nats: np.ndarray[Any, Any], sizes: np.ndarray[Any, Any]) -> tuple[float, float | None]:
+    """Bits per byte over all documents, and its standard error over documents.
+
+    The score is a ratio of sums, so the standard error is that of a ratio estimator (Cochran, Sampling Techniques,
+    3rd ed., 6.4): sqrt(n/(n-1) · Σ(bitsᵢ - score·bytesᵢ)²) / Σ bytes. None for a single document.
+
+    Args:
+        nats: Negative log-likelihood of each document [documents].
+        sizes: UTF-8 bytes of each document [documents].
+    """
+    bits = nats / math.log(2)
+    value = float(bits.sum() / sizes.sum())
+    if len(bits) < 2:
+        return value, None
+    residuals = bits - value * sizes
+    spread = math.sqrt(len(bits) / (len(bits) - 1) * float((residuals**2).sum()))
+    return value, spread / float(sizes.sum())
+
+
+def continue_text(model: Any, tokenizer: Any, prompt: str, tokens: int, dtype: str) -> str:
+    """What the model writes after a prompt, greedily, up to `tokens` tokens."""
+    import torch
+
+    inputs = tokenizer(prompt, return_tensors="pt", add_special_tokens=False)["input_ids"]
+    if tokenizer.bos_token_id is not None:
+        inputs = torch.cat([torch.tensor([[tokenizer.bos_token_id]]), inputs], dim=1)
+    inputs = inputs.to(model.device)
+    autocast = torch.autocast(model.device.type, dtype=getattr(torch, dtype), enabled=dtype != "float32")
+    with torch.inference_mode(), autocast:
+        out = model.generate(
+            input_ids=inputs,
+            attention_mask=torch.ones_like(inputs),
+            max_new_tokens=tokens,
+            do_sample=False,
+            pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
+        )
+    return str(tokenizer.decode(out[0, inputs.shape[1] :], skip_special_tokens=True))

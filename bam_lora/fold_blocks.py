@@ -1,0 +1,181 @@
+"""Weights in row blocks: read, add the delta in fp32, round once; a few threads ahead of the one that writes.
+
+Shapes: o output (rows), i input (columns), R stacked rank.
+Each block is computed by one thread with a single-threaded product, and its shape depends on the weight alone, so the
+result has the same bytes whatever the number of threads.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import queue
+import threading
+from collections.abc import Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from bam_lora.errors import UserError
+from bam_lora.safetensors_stream import TORCH_DTYPES, TensorRecord, byte_view, read_rows
+
+# Part of the format: 2 MB of fp32, so that a block and its result stay in a core's second-level cache.
+BLOCK_ELEMENTS = 1 << 19
+
+
+@dataclass(frozen=True)
+class Delta:
+    """What becomes of a weight: `start` (fp32, None: the base's value) plus B_oR · A_Ri (None: nothing)."""
+
+    B_oR: torch.Tensor | None = None
+    A_Ri: torch.Tensor | None = None
+    start: torch.Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Block:
+    """Rows [first, first + rows) of a stored tensor, seen as a matrix, and the type that they are written in."""
+
+    path: Path
+    record: TensorRecord
+    first: int
+    rows: int
+    columns: int
+    dtype: torch.dtype
+    delta: Future[Delta] | None
+
+
+@dataclass(frozen=True)
+class Done:
+    """A computed block: its bytes, which stay valid until `buffer` is given back, and two sums of squares."""
+
+    data: memoryview
+    buffer: Buffer
+    weight_square: float
+    delta_square: float
+
+
+class Buffer:
+    """Memory that grows to the largest block asked of it and is used again and again."""
+
+    def __init__(self, device: str = "cpu") -> None:
+        self._device = device
+        self._bytes = torch.empty(0, dtype=torch.uint8)
+
+    def matrix(self, rows: int, columns: int, dtype: torch.dtype) -> torch.Tensor:
+        """An uninitialised (rows, columns) view of it."""
+        needed = rows * columns * dtype.itemsize
+        if self._bytes.numel() < needed:
+            self._bytes = torch.empty(needed, dtype=torch.uint8, device=self._device)
+        return self._bytes[:needed].view(dtype).view(rows, columns)
+
+
+def as_matrix(shape: tuple[int, ...]) -> tuple[int, int]:
+    """(rows, columns) of a tensor of any shape, its first axis as rows."""
+    return (shape[0], math.prod(shape[1:])) if shape else (1, 1)
+
+
+def row_ranges(rows: int, columns: int) -> Iterator[tuple[int, int]]:
+    """Cuts a matrix into (first row, row count) blocks of a fixed size.
+
+    A short remainder joins the block before it: a product of a single row takes another path through the linear
+    algebra library and differs in its last bit.
+    """
+    height = max(2, BLOCK_ELEMENTS // max(columns, 1))
+    first = 0
+    while first < rows:
+        left = rows - first
+        remainder = left - height
+        count = left if remainder < max(2, height // 2) else height
+        yield first, count
+        first += count
+
+
+class BlockComputer:
+    """Computes blocks on several threads; `buffers` bounds how many are under way at once."""
+
+    def __init__(self, device: str, buffers: int) -> None:
+        self._device = device
+        self._work = threading.local()
+        self._free: queue.SimpleQueue[Buffer] = queue.SimpleQueue()
+        for _ in range(buffers):
+            self._free.put(Buffer())
+
+    def release(self, done: Done) -> None:
+        """Gives a block's buffer back."""
+        self._free.put(done.buffer)
+
+    def compute(self, block: Block) -> Done:
+        """One block from the file to the bytes to be written.
+
+        Raises:
+            UserError: If the file is truncated or a resulting weight is not finite.
+        """
+        delta = block.delta.result() if block.delta is not None else Delta()
+        buffer = self._free.get()
+        size = (block.rows, block.columns)
+        stored = buffer.matrix(*size, TORCH_DTYPES[block.record.dtype])
+        read_rows(block.path, block.record, stored, block.first)
+        original, result = (self._work_buffer(name).matrix(*size, torch.float32) for name in ("original", "result"))
+        original.copy_(stored)
+        weight_square = _square(original)
+        result = self._add(delta, block, original, result)
+        rounded = buffer.matrix(*size, block.dtype)  # the stored bytes in it are not needed any more
+        rounded.copy_(result)
+        _check_finite(block, result)
+        delta_square = 0.0
+        if result is not original:
+            delta_square = _square(torch.sub(result, original, out=original))
+        return Done(byte_view(rounded), buffer, weight_square, delta_square)
+
+    def _work_buffer(self, name: str) -> Buffer:
+        if not hasattr(self._work, name):
+            setattr(self._work, name, Buffer(self._device))
+        buffer: Buffer = getattr(self._work, name)
+        return buffer
+
+    def _add(self, delta: Delta, block: Block, original: torch.Tensor, result: torch.Tensor) -> torch.Tensor:
+        stop = block.first + block.rows
+        begin = original
+        if delta.start is not None:
+            begin = result.copy_(delta.start[block.first : stop])
+        if delta.B_oR is None or delta.A_Ri is None:
+            return begin
+        return torch.addmm(begin, delta.B_oR[block.first : stop], delta.A_Ri, out=result)
+
+
+def _square(matrix: torch.Tensor) -> float:
+    """The sum of squares of a block: fp32 within a row, float64 over the rows (and by the caller, over blocks)."""
+    square = float(torch.linalg.vector_norm(matrix, dim=1).double().square().sum())
+    return square if math.isfinite(square) else float(matrix.double().square().sum())  # beyond 1e19 fp32 overflows
+
+
+def _check_finite(block: Block, result: torch.Tensor) -> None:
+    """The extremes, rounded as the rest was: one pass that sees NaN, Inf and an overflow of the narrower type."""
+    if not bool(torch.isfinite(torch.stack(torch.aminmax(result)).to(block.dtype)).all()):
+        raise UserError.of(
+            f"tensor {block.record.name!r} of {block.path}",
+            expected=f"finite weights in {str(block.dtype).removeprefix('torch.')}",
+            found="NaN or Inf after the fold",
+            remedy="The base or an adapter is damaged, or the type too narrow; check both or choose another dtype",
+        )
+
+
+@contextlib.contextmanager
+def exact_products() -> Iterator[int]:
+    """fp32 products in full fp32 and single-threaded, whatever the program around has set; yields its thread count."""
+    # TF32 on CUDA, bf16 on CPUs that have it. The older switch, set_float32_matmul_precision, raises where the program
+    # has used these.
+    switches = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
+    threads, precisions = torch.get_num_threads(), [switch.fp32_precision for switch in switches]
+    try:
+        torch.set_num_threads(1)
+        for switch in switches:
+            switch.fp32_precision = "ieee"
+        yield threads
+    finally:
+        for switch, precision in zip(switches, precisions, strict=True):
+            switch.fp32_precision = precision
+        torch.set_num_threads(threads)

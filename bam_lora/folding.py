@@ -1,0 +1,271 @@
+"""Deltas into weights: a base is streamed into a new checkpoint, what changes is added in fp32 and rounded once.
+
+Memory stays at a few row blocks and one weight's factors, whatever the size of the model or of its shards.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import math
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from bam_lora.checkpoint import (
+    COMPANIONS,
+    CONFIG,
+    INDEX,
+    Checkpoint,
+    claim_output,
+    local_folder,
+    normal_name,
+    open_checkpoint,
+    same_base,
+    writing,
+)
+from bam_lora.errors import UserError
+from bam_lora.fold_blocks import exact_products
+from bam_lora.fold_shard import Changes, ShardFolder, written_bytes
+from bam_lora.merge import MergedAdapters, open_adapters
+from bam_lora.store import digest, new_folder, require_space, seal, write_json
+
+__all__ = ["Changes", "fold", "fold_into"]
+
+DTYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
+_FOLDABLE = ("BF16", "F16", "F32")
+_ARTEFACT = "folded model"
+_MAXIMUM_WORKERS = 8
+_SHOWN_NAMES = 3
+_TIED_NAMES = ("lm_head.weight", "embed_tokens.weight")
+
+
+def fold_into(
+    base: Path,
+    changes: Changes,
+    output: Path,
+    *,
+    key: str,
+    dtype: str | None = None,
+    device: str = "cpu",
+    progress: Callable[[int], None] | None = None,
+) -> dict[str, Any]:
+    """Writes a base plus changes as a new model folder, sealed with `key`; whole or not at all.
+
+    Args:
+        base: Folder of the full-precision base (bf16, fp16 or fp32 safetensors).
+        changes: What is added to which weight.
+        output: Folder to write; what stood there is replaced.
+        key: Hash of everything the result is a function of.
+        dtype: "bfloat16", "float16" or "float32" for all floating-point tensors, or None to keep each one's.
+        device: Where the products are computed; the bytes are reproducible on devices of one kind.
+        progress: Called with the bytes just written.
+
+    Returns:
+        {"seconds", "bytes", "tensors", "changed", "weight_norm", "weight_norms": {name: ..}, "delta_norm",
+        "delta_norms": {name: ..}}: counts of all and of changed tensors; Frobenius norms of the changed weights as they
+        are in the base, and of what was added to them.
+
+    Raises:
+        UserError: If the base is damaged, quantised or does not fit the changes, a result is not finite, or the output
+            cannot be written.
+    """
+    started = time.perf_counter()
+    checkpoint = open_checkpoint(base)
+    target_dtype = _target_dtype(dtype)
+    _check_fit(checkpoint, changes)
+    with exact_products() as threads, writing(output), _pool(workers := min(threads, _MAXIMUM_WORKERS)) as pool:
+        folder = ShardFolder(changes, pool, workers=workers, device=device, dtype=target_dtype, progress=progress)
+        facts = _write(checkpoint, folder, output, key, dtype)
+    return {"seconds": time.perf_counter() - started, **facts}
+
+
+@contextlib.contextmanager
+def _pool(workers: int) -> Iterator[ThreadPoolExecutor]:
+    """A pool whose waiting work is dropped when an error ends it."""
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="fold")
+    try:
+        yield pool
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _write(checkpoint: Checkpoint, folder: ShardFolder, output: Path, key: str, dtype: str | None) -> dict[str, Any]:
+    total = written_bytes(folder, checkpoint.shards)
+    companions = checkpoint.companions()
+    extra = sum((checkpoint.folder / name).stat().st_size for name in companions)
+    require_space(output.parent, total + extra, "the folded model")
+    hashes = {}
+    with new_folder(output) as new:
+        for name, header in checkpoint.shards.items():
+            hashes[name] = folder.write(header, new / name)
+        for name in companions:
+            (new / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(checkpoint.folder / name, new / name)
+        if checkpoint.index is not None:
+            write_json(new / INDEX, _index(checkpoint, folder, dtype))
+        write_json(new / CONFIG, _config(checkpoint.config, dtype))
+        facts = _facts(checkpoint, folder, total)
+        kept = {name: facts[name] for name in ("bytes", "tensors", "changed", "weight_norm", "delta_norm")}
+        seal(new, key, {"artefact": _ARTEFACT, **kept}, hashes=hashes)
+    return facts
+
+
+def _facts(checkpoint: Checkpoint, folder: ShardFolder, total_bytes: int) -> dict[str, Any]:
+    weights, deltas = folder.weight_squares, folder.delta_squares
+    return {
+        "bytes": total_bytes,
+        "tensors": len(checkpoint.tensors()),
+        "changed": len(weights),
+        "weight_norm": math.sqrt(math.fsum(weights.values())),
+        "weight_norms": {name: math.sqrt(square) for name, square in sorted(weights.items())},
+        "delta_norm": math.sqrt(math.fsum(deltas.values())),
+        "delta_norms": {name: math.sqrt(square) for name, square in sorted(deltas.items())},
+    }
+
+
+def _target_dtype(dtype: str | None) -> str | None:
+    if dtype is not None and dtype not in DTYPES:
+        raise UserError.of("dtype", expected=f"one of {', '.join(DTYPES)}", found=repr(dtype), remedy="Choose one")
+    return None if dtype is None else DTYPES[dtype]
+
+
+def _check_fit(checkpoint: Checkpoint, changes: Changes) -> None:
+    """Every changed weight is in the base, in the right shape and a type that can be added to."""
+    tensors = checkpoint.tensors()
+    names = changes.names()
+    missing = [name for name in names if name not in tensors]
+    if missing:
+        raise UserError.of(
+            f"base {checkpoint.folder}",
+            expected=f"the {len(names)} weights that the adapters change",
+            found=f"no {_some(missing)}",
+            remedy="The adapters belong to another base",
+        )
+    wrong = [name for name in names if tensors[name].shape != changes.shape(name)]
+    if wrong:
+        shapes = [f"{name} {list(tensors[name].shape)}, not {list(changes.shape(name))}" for name in wrong]
+        raise UserError.of(
+            f"base {checkpoint.folder}",
+            expected="weights of the adapters' shapes",
+            found=_some(shapes),
+            remedy="The adapters belong to another base",
+        )
+    for name in names:
+        if tensors[name].dtype not in _FOLDABLE:
+            raise UserError.of(
+                f"tensor {name!r} in {checkpoint.folder}",
+                expected=f"one of {', '.join(_FOLDABLE)}",
+                found=tensors[name].dtype,
+                remedy="Use the 16-bit or 32-bit model",
+            )
+    _check_not_tied(checkpoint, names)
+
+
+def _check_not_tied(checkpoint: Checkpoint, names: Sequence[str]) -> None:
+    """Two names for one weight: a change of either would be lost, or change both, when the model is loaded."""
+    config = checkpoint.config
+    text = config.get("text_config")
+    tied = config.get("tie_word_embeddings", isinstance(text, dict) and text.get("tie_word_embeddings", False))
+    touched = [name for name in names if name.endswith(_TIED_NAMES)]
+    if tied and touched:
+        raise UserError.of(
+            f"base {checkpoint.folder}",
+            expected="adapters that leave tied embeddings alone",
+            found=f"a change of {_some(touched)}",
+            remedy="Train without the output head among the target modules",
+        )
+
+
+def _some(names: Sequence[str]) -> str:
+    more = len(names) - _SHOWN_NAMES
+    return ", ".join(names[:_SHOWN_NAMES]) + (f" and {more} more" if more > 0 else "")
+
+
+def _index(checkpoint: Checkpoint, folder: ShardFolder, dtype: str | None) -> dict[str, Any]:
+    assert checkpoint.index is not None
+    index = copy.deepcopy(checkpoint.index)
+    if dtype is not None:
+        headers = sum(len(folder.header(header)) for header in checkpoint.shards.values())
+        index.setdefault("metadata", {})["total_size"] = written_bytes(folder, checkpoint.shards) - headers
+    return index
+
+
+def _config(config: dict[str, Any], dtype: str | None) -> dict[str, Any]:
+    """config.json of the result: not quantised, and of the type it was written in."""
+    result = {name: value for name, value in config.items() if name != "quantization_config"}
+    if dtype is None:
+        return result
+    if "dtype" not in result and "torch_dtype" not in result:
+        result["dtype"] = dtype
+    for part in (result, *(value for value in result.values() if isinstance(value, dict))):
+        part.update({name: dtype for name in ("dtype", "torch_dtype") if name in part})
+    return result
+
+
+def fold(
+    base: str | Path,
+    adapters: Sequence[str | Path],
+    output: str | Path,
+    *,
+    weights: Sequence[float] | str | None = None,
+    method: str = "linear",
+    dtype: str | None = None,
+    any_base: bool = False,
+) -> dict[str, Any]:
+    """Bakes adapters into a base: W + Σ wₖ·scalingₖ·BₖAₖ, computed in fp32 and rounded once.
+
+    Args:
+        base: Model folder or Hub id, in full precision (never the 4-bit copy that was trained on).
+        adapters: Folders or Hub ids of plain LoRA adapters of that base.
+        output: New folder for the model, which any tool loads as it loads the base.
+        weights: One number per adapter, used as they are, or None for their mean.
+        method: A name in `merge.METHODS`.
+        dtype: "bfloat16", "float16" or "float32", or None to keep the base's.
+        any_base: Allow adapters that name another base than the one given.
+
+    Returns:
+        What `fold_into` returns.
+
+    Raises:
+        UserError: If an input is damaged or does not fit the others, or the output cannot be written.
+    """
+    merged = open_adapters(adapters, weights, method, any_base=any_base)
+    folder = local_folder(base, [CONFIG, INDEX, "*.safetensors", *COMPANIONS])
+    target = claim_output(Path(output), _ARTEFACT, keep=[folder, *(adapter.path for adapter in merged.adapters)])
+    checkpoint = open_checkpoint(folder)
+    if not any_base:
+        _check_base_name(str(base), checkpoint, merged)
+    return fold_into(folder, merged, target, key=_fold_key(checkpoint, merged, method, dtype), dtype=dtype)
+
+
+def _fold_key(checkpoint: Checkpoint, merged: MergedAdapters, method: str, dtype: str | None) -> str:
+    """What the result is a function of; the base's shards stand for themselves by their headers and sizes.
+
+    Hashing them would take as long as the fold.
+    """
+    inputs = {
+        "artefact": _ARTEFACT,
+        "base": {name: [header.file_bytes, header.raw.hex()] for name, header in checkpoint.shards.items()},
+        "adapters": [adapter.hashes() for adapter in merged.adapters],
+        "weights": merged.weights,
+        "method": method,
+        "dtype": dtype,
+    }
+    return digest(inputs)
+
+
+def _check_base_name(base: str, checkpoint: Checkpoint, merged: MergedAdapters) -> None:
+    stated = checkpoint.config.get("_name_or_path")
+    own_names = [base, str(checkpoint.folder.resolve()), *([stated] if isinstance(stated, str) and stated else [])]
+    for adapter in merged.adapters:
+        if not any(same_base(adapter.base_name, name) for name in own_names):
+            raise UserError.of(
+                f"the base of {adapter.path}",
+                expected=f"{normal_name(base)!r}, the base given",
+                found=repr(adapter.base_name),
+                remedy="Give the base it was trained on, or pass --any-base if they hold the same weights",
+            )

@@ -1,0 +1,299 @@
+"""The ledger: the original base and, per iteration, the adapters and the coefficients that merged them.
+
+A base is never folded from a rounded one: the weights after any iteration are the original ones plus everything the
+ledger holds, in fp32, rounded once (why that matters: docs/concepts.md). So the ledger is all that has to be kept.
+
+`ledger.json` lies in the run's folder; every path in it is relative to that folder and stays inside. Iterations of a
+run that this one continues are in `inherited`, with their files under `parent/`; `upto` counts this run's own
+iterations only, so `upto=0` is the state at this run's start and None the newest.
+Shapes: o output, i input, R the stacked rank.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bam_lora.adapters import Adapter, Factors
+from bam_lora.errors import UserError
+from bam_lora.ledger_history import FORMAT, file_record, history_files, history_key, moved, verify_files
+from bam_lora.merge_methods import Coefficients, gram, stack
+from bam_lora.safetensors_stream import read_header, read_tensor, write_tensors
+from bam_lora.store import inside, link_or_copy, new_folder, read_record, write_record
+
+LEDGER_FILE = "ledger.json"
+_PARENT = "parent"
+
+
+class Ledger:
+    """The ordered history of merges since the original base; serves any weight at any iteration."""
+
+    def __init__(
+        self,
+        root: Path,
+        base: Mapping[str, Any],
+        inherited: Sequence[Mapping[str, Any]] = (),
+        iterations: Sequence[Mapping[str, Any]] = (),
+    ) -> None:
+        self.root = root
+        self.base = dict(base)
+        self.inherited = [dict(entry) for entry in inherited]
+        self.iterations = [dict(entry) for entry in iterations]
+        self._opened: dict[str, Adapter] = {}
+
+    @classmethod
+    def start(cls, root: Path, base: Mapping[str, Any]) -> Ledger:
+        """A new ledger, not yet on disk.
+
+        Args:
+            root: The run's folder.
+            base: {"name", "revision", "files": {name: {"bytes", "sha256"}}} of the original base.
+        """
+        return cls(root, base)
+
+    @classmethod
+    def load(cls, root: Path) -> Ledger:
+        """Reads `root/ledger.json`.
+
+        Raises:
+            UserError: If it is missing, damaged (its own hash fails) or of another format.
+        """
+        path = root / LEDGER_FILE
+        if not path.is_file():
+            raise UserError.of(str(path), expected="a ledger", found="nothing", remedy="Give the folder of a run")
+        body = read_record(path)
+        if body is None:
+            raise UserError.of(
+                str(path),
+                expected="a ledger that matches its own hash",
+                found="another hash",
+                remedy="Restore the file",
+            )
+        if body.get("format") != FORMAT:
+            raise UserError.of(
+                str(path), expected=f"format {FORMAT}", found=repr(body.get("format")), remedy="Update bam_lora"
+            )
+        return cls(root, body["base"], body["inherited"], body["iterations"])
+
+    def save(self) -> None:
+        """Writes `root/ledger.json` atomically."""
+        body = {"format": FORMAT, "base": self.base, "inherited": self.inherited, "iterations": self.iterations}
+        write_record(self.root / LEDGER_FILE, self.key(), body)
+
+    def record(
+        self,
+        iteration: int,
+        adapters: Sequence[str],
+        method: str,
+        coefficients: Mapping[str, Coefficients],
+        snapshot: str | None = None,
+    ) -> None:
+        """Appends an iteration; recording one again replaces it and drops what came later. `save` makes it last.
+
+        Args:
+            iteration: Its number, from 1; at most one more than there are.
+            adapters: Its branches' adapter folders, relative to the root, in branch order.
+            method: The merge method's name.
+            coefficients: What the method chose for each weight that a branch changes.
+            snapshot: A file made by `write_snapshot`: its tensors are those weights after this iteration.
+
+        Raises:
+            UserError: If an adapter is not plain LoRA, or a path leaves the run's folder.
+        """
+        assert 1 <= iteration <= len(self.iterations) + 1, (iteration, len(self.iterations))
+        self._opened.clear()  # a folder recorded again may have new content
+        opened = [self._adapter(path) for path in adapters]
+        replaced = set(self._snapshot_names(snapshot)) if snapshot else set()
+        changed = {name for adapter in opened for name in adapter.names}
+        assert changed - replaced <= set(coefficients) <= changed, "coefficients for each changed weight, no others"
+        small = {name: value.to_json() for name, value in coefficients.items() if value.kind != "matrix"}
+        entry = {
+            "iteration": iteration,
+            "method": method,
+            "adapters": [
+                {"path": path, "files": adapter.hashes()} for path, adapter in zip(adapters, opened, strict=True)
+            ],
+            "coefficients": dict(sorted(small.items())),
+            "matrices": self._write_matrices(iteration, coefficients),
+            "snapshot": file_record(self.root, snapshot) if snapshot else None,
+        }
+        self.iterations[iteration - 1 :] = [entry]
+
+    def _write_matrices(self, iteration: int, coefficients: Mapping[str, Coefficients]) -> dict[str, Any] | None:
+        matrices = {name: value.values for name, value in coefficients.items() if value.kind == "matrix"}
+        if not matrices:
+            return None
+        path = f"coefficients/{iteration:02d}.safetensors"
+        write_tensors(inside(self.root, path), matrices)
+        return file_record(self.root, path)
+
+    def _history(self, upto: int | None) -> list[dict[str, Any]]:
+        assert upto is None or 0 <= upto <= len(self.iterations), (upto, len(self.iterations))
+        return [*self.inherited, *self.iterations[:upto]]
+
+    def key(self, upto: int | None = None) -> str:
+        """Hash of all that the weights after iteration `upto` are a function of; no path or name is part of it."""
+        return history_key(self.base, self._history(upto))
+
+    def names(self, upto: int | None = None) -> list[str]:
+        """All weights that differ from the original base after iteration `upto`, sorted."""
+        found: set[str] = set()
+        for entry in self._history(upto):
+            found.update(name for adapter in entry["adapters"] for name in self._adapter(adapter["path"]).names)
+            if entry["snapshot"]:
+                found.update(self._snapshot_names(entry["snapshot"]["path"]))
+        return sorted(found)
+
+    def shape(self, name: str, upto: int | None = None) -> tuple[int, int]:
+        """(o, i) of a weight in `names(upto)`."""
+        for entry in self._history(upto):
+            for adapter in entry["adapters"]:
+                if name in (opened := self._adapter(adapter["path"])):
+                    return opened.shape(name)
+            if entry["snapshot"]:
+                header = read_header(inside(self.root, entry["snapshot"]["path"]))
+                if name in header.tensors:
+                    rows, columns = header.tensors[name].shape
+                    return rows, columns
+        raise KeyError(name)
+
+    def stacked(self, name: str, upto: int | None = None) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Everything added to a weight since its start value, as one product ΔW_oi = B_oR · A_Ri.
+
+        Returns:
+            (B_oR, A_Ri) in fp32, oldest iteration first, or None if nothing was added.
+
+        Raises:
+            UserError: If an adapter file is missing or damaged, or holds NaN or Inf.
+        """
+        start, _ = self._newest_snapshot(name, upto)
+        parts = []
+        for entry in self._history(upto)[start:]:
+            factors = [self._adapter(adapter["path"]).factors(name) for adapter in entry["adapters"]]
+            if any(factor is not None for factor in factors):
+                part = stack(factors, self._coefficients(entry, name))
+                assert part is not None
+                parts.append(part)
+        if not parts:
+            return None
+        return torch.cat([part[0] for part in parts], dim=1), torch.cat([part[1] for part in parts])
+
+    def start_value(self, name: str, upto: int | None = None) -> torch.Tensor | None:
+        """The weight's newest fp32 snapshot, to which `stacked` is added, or None: the original base's value."""
+        _, path = self._newest_snapshot(name, upto)
+        if path is None:
+            return None
+        file = inside(self.root, path)
+        return read_tensor(file, read_header(file).tensors[name])
+
+    def view(self, upto: int | None = None) -> LedgerView:
+        """The state after iteration `upto`, as `fold_into` takes it."""
+        return LedgerView(self, len(self.iterations) if upto is None else upto)
+
+    def norms(self, upto: int | None = None) -> dict[str, float]:
+        """Frobenius norm of `stacked`'s product by weight, in float64 from the factors (snapshots are not in it)."""
+        result = {}
+        for name in self.names(upto):
+            stacked = self.stacked(name, upto)
+            factors = None if stacked is None else Factors(A_ri=stacked[1], B_or=stacked[0], scaling=1.0)
+            result[name] = 0.0 if factors is None else math.sqrt(max(gram(factors, factors), 0.0))
+        return result
+
+    def verify(self, upto: int | None = None) -> None:
+        """Compares every file of the history with its hash.
+
+        Raises:
+            UserError: Naming the first file that is missing or has changed.
+        """
+        verify_files(self.root, self._history(upto))
+
+    def adopt(self, parent_root: Path) -> None:
+        """Continues a finished run: its base and history become this run's, its files links (or copies) in `parent/`.
+
+        Args:
+            parent_root: The finished run's folder; its files are verified first.
+
+        Raises:
+            UserError: If its ledger or one of its files is damaged.
+        """
+        assert not self.iterations, "adopt before the first iteration"
+        parent = Ledger.load(parent_root)
+        parent.verify()
+        inherited = []
+        with new_folder(self.root / _PARENT) as folder:
+            for number, entry in enumerate(parent._history(None), start=1):
+                there = moved(entry, f"{_PARENT}/{number:02d}")
+                pairs = zip(history_files([entry]), history_files([there]), strict=True)
+                for (source, _), (target, _) in pairs:
+                    link_or_copy(inside(parent_root, source), folder / Path(target).relative_to(_PARENT))
+                inherited.append(there)
+        self.base, self.inherited = dict(parent.base), inherited
+        self._opened.clear()
+
+    def _adapter(self, path: str) -> Adapter:
+        if path not in self._opened:
+            self._opened[path] = Adapter.open(path, root=self.root)
+        return self._opened[path]
+
+    def _coefficients(self, entry: Mapping[str, Any], name: str) -> Coefficients:
+        if name in entry["coefficients"]:
+            return Coefficients.from_json(entry["coefficients"][name])
+        file = inside(self.root, entry["matrices"]["path"])
+        return Coefficients("matrix", read_tensor(file, read_header(file).tensors[name]))
+
+    def _snapshot_names(self, path: str) -> list[str]:
+        return list(read_header(inside(self.root, path)).tensors)
+
+    def _newest_snapshot(self, name: str, upto: int | None) -> tuple[int, str | None]:
+        """(position of the first iteration after it, its path), or (0, None)."""
+        history = self._history(upto)
+        for position in range(len(history), 0, -1):
+            snapshot = history[position - 1]["snapshot"]
+            if snapshot and name in self._snapshot_names(snapshot["path"]):
+                return position, snapshot["path"]
+        return 0, None
+
+
+class LedgerView:
+    """A ledger at one iteration."""
+
+    def __init__(self, ledger: Ledger, upto: int) -> None:
+        self.ledger = ledger
+        self.upto = upto
+
+    def names(self) -> list[str]:
+        """See `Ledger.names`."""
+        return self.ledger.names(self.upto)
+
+    def shape(self, name: str) -> tuple[int, int]:
+        """See `Ledger.shape`."""
+        return self.ledger.shape(name, self.upto)
+
+    def stacked(self, name: str) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """See `Ledger.stacked`."""
+        return self.ledger.stacked(name, self.upto)
+
+    def start_value(self, name: str) -> torch.Tensor | None:
+        """See `Ledger.start_value`."""
+        return self.ledger.start_value(name, self.upto)
+
+
+def write_snapshot(root: Path, iteration: int, tensors: Mapping[str, torch.Tensor]) -> str:
+    """Writes the fp32 values of weights after an iteration whose change is not low rank.
+
+    Args:
+        root: The run's folder.
+        iteration: The iteration they belong to.
+        tensors: Whole weights by name.
+
+    Returns:
+        The file's path relative to the root, for `Ledger.record`.
+    """
+    assert all(tensor.dtype == torch.float32 for tensor in tensors.values()), "snapshots are fp32"
+    path = f"snapshots/{iteration:02d}.safetensors"
+    write_tensors(inside(root, path), tensors)
+    return path

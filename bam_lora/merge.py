@@ -1,0 +1,206 @@
+"""Several adapters as one: Σ wₖ·scalingₖ·BₖAₖ exactly, stacked along the rank, never A and B averaged apart."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bam_lora.adapters import CONFIG_FILE, WEIGHTS_FILE, Adapter
+from bam_lora.checkpoint import claim_output, local_folder, same_base, writing
+from bam_lora.errors import UserError
+from bam_lora.merge_methods import (
+    METHODS,
+    Coefficients,
+    find_method,
+    gram,
+    linear,
+    resolve_weights,
+    stack,
+)
+from bam_lora.merge_statistics import merge_statistics
+from bam_lora.safetensors_stream import write_stream
+from bam_lora.store import digest, new_folder, seal, write_json
+
+__all__ = [
+    "METHODS",
+    "Coefficients",
+    "MergedAdapters",
+    "find_method",
+    "gram",
+    "linear",
+    "merge_adapters",
+    "merge_statistics",
+    "resolve_weights",
+    "stack",
+]
+
+_ARTEFACT = "merged adapter"
+_ADAPTER_FILES = (CONFIG_FILE, WEIGHTS_FILE)
+
+
+class MergedAdapters:
+    """The deltas of K adapters under one merge method: what `fold_into` adds and `merge_adapters` writes."""
+
+    def __init__(self, adapters: Sequence[Adapter], weights: Sequence[float], method: str = "linear") -> None:
+        _check_shapes(adapters)
+        self.adapters = list(adapters)
+        self.weights = list(weights)
+        self._method = find_method(method)
+
+    def names(self) -> list[str]:
+        """All weights that at least one adapter changes, sorted."""
+        return sorted({name for adapter in self.adapters for name in adapter.names})
+
+    def shape(self, name: str) -> tuple[int, int]:
+        """(o, i) of a weight in `names()`."""
+        return next(adapter.shape(name) for adapter in self.adapters if name in adapter)
+
+    def rank(self, name: str) -> int:
+        """R of a weight in `names()`: the sum of the ranks of the adapters that change it."""
+        return sum(adapter.rank(name) for adapter in self.adapters if name in adapter)
+
+    def coefficients(self, name: str) -> Coefficients:
+        """What the method chooses for one weight."""
+        return self._method([adapter.factors(name) for adapter in self.adapters], self.weights)
+
+    def stacked(self, name: str) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """(B_oR, A_Ri) in fp32 of the merged delta."""
+        factors = [adapter.factors(name) for adapter in self.adapters]
+        return stack(factors, self._method(factors, self.weights))
+
+    def start_value(self, name: str) -> torch.Tensor | None:
+        """None: the delta is added to the base as it is."""
+        return None
+
+    def statistics(self) -> dict[str, Any]:
+        """The statistics of the merge."""
+        return merge_statistics(self.adapters, {name: self.coefficients(name) for name in self.names()})
+
+
+def open_adapters(
+    adapters: Sequence[str | Path], weights: Sequence[float] | str | None, method: str, *, any_base: bool
+) -> MergedAdapters:
+    """Opens adapters (folders or Hub ids) to be merged with weights (None: uniform).
+
+    Raises:
+        UserError: If there are none, if they do not fit each other, or their count is not that of the weights.
+    """
+    if not adapters:
+        raise UserError.of("adapters", expected="at least one", found="none", remedy="Name one with --adapter")
+    opened = [Adapter.open(local_folder(adapter, _ADAPTER_FILES)) for adapter in adapters]
+    if weights is not None and not isinstance(weights, str) and len(weights) != len(opened):
+        raise UserError.of(
+            "merge weights",
+            expected=f"one for each of {len(opened)} adapters",
+            found=f"{len(weights)}",
+            remedy="Give --weight once per --adapter, or not at all",
+        )
+    first = opened[0]
+    for adapter in opened[1:]:
+        if not any_base and not same_base(adapter.base_name, first.base_name):
+            raise UserError.of(
+                f"the base of {adapter.path}",
+                expected=f"{first.base_name!r}, that of {first.path}",
+                found=repr(adapter.base_name),
+                remedy="Merge adapters of one base, or pass --any-base if they hold the same weights",
+            )
+    return MergedAdapters(opened, resolve_weights(weights or "uniform", len(opened)), method)
+
+
+def _check_shapes(adapters: Sequence[Adapter]) -> None:
+    seen: dict[str, Adapter] = {}
+    for adapter in adapters:
+        for name in adapter.names:
+            first = seen.setdefault(name, adapter)
+            if first.shape(name) != adapter.shape(name):
+                raise UserError.of(
+                    f"the delta of {name!r} in {adapter.path}",
+                    expected=f"shape {list(first.shape(name))}, as in {first.path}",
+                    found=f"{list(adapter.shape(name))}",
+                    remedy="Merge adapters of the same base",
+                )
+
+
+def merge_adapters(
+    adapters: Sequence[str | Path],
+    output: str | Path,
+    *,
+    weights: Sequence[float] | str | None = None,
+    method: str = "linear",
+    any_base: bool = False,
+) -> dict[str, Any]:
+    """Writes adapters merged into one exact PEFT adapter (fp32, scaling 1, rank = the sum of the ranks).
+
+    Args:
+        adapters: Folders (or Hub ids) of plain LoRA adapters of one base; one that lacks a module counts as zero there.
+        output: New folder for the merged adapter; it appears whole or not at all.
+        weights: One number per adapter, used as they are, or None for their mean.
+        method: A name in `METHODS`.
+        any_base: Allow adapters that name different bases.
+
+    Returns:
+        The merge statistics (see `merge_statistics`), with the "weights" used.
+
+    Raises:
+        UserError: If an adapter is not plain LoRA, is damaged or does not fit the others, or the output cannot be
+            written.
+    """
+    merged = open_adapters(adapters, weights, method, any_base=any_base)
+    target = claim_output(Path(output), _ARTEFACT, keep=[adapter.path for adapter in merged.adapters])
+    statistics = merged.statistics()
+    hashes = [adapter.hashes() for adapter in merged.adapters]
+    key = digest({"artefact": _ARTEFACT, "adapters": hashes, "weights": merged.weights, "method": method})
+    with writing(target), new_folder(target) as folder:
+        _write_weights(folder / WEIGHTS_FILE, merged)
+        write_json(folder / CONFIG_FILE, _merged_config(merged))
+        seal(folder, key, {"artefact": _ARTEFACT, "weights": merged.weights, "method": method})
+    return {**statistics, "weights": merged.weights}
+
+
+def _write_weights(path: Path, merged: MergedAdapters) -> None:
+    """Weight by weight, so that memory holds one at a time."""
+    layout: list[tuple[str, str, tuple[int, ...]]] = []
+    for name in merged.names():
+        prefix, rank, (rows, columns) = f"base_model.model.{_module(name)}", merged.rank(name), merged.shape(name)
+        layout.append((f"{prefix}.lora_A.weight", "F32", (rank, columns)))
+        layout.append((f"{prefix}.lora_B.weight", "F32", (rows, rank)))
+    write_stream(path, layout, _halves(merged), {"format": "pt"})
+
+
+def _halves(merged: MergedAdapters) -> Iterator[torch.Tensor]:
+    for name in merged.names():
+        stacked = merged.stacked(name)
+        assert stacked is not None
+        yield stacked[1]
+        yield stacked[0]
+
+
+def _module(name: str) -> str:
+    return name.removesuffix(".weight")
+
+
+def _merged_config(merged: MergedAdapters) -> dict[str, Any]:
+    """adapter_config.json of the merged adapter: the first one's, with ranks and alphas such that scaling is 1."""
+    adapters, ranks = merged.adapters, {_module(name): merged.rank(name) for name in merged.names()}
+    usual = Counter(ranks.values()).most_common(1)[0][0]
+    unusual = {re.escape(module): rank for module, rank in ranks.items() if rank != usual}
+    config = {
+        **adapters[0].config,
+        "r": usual,
+        "lora_alpha": usual,
+        "rank_pattern": unusual,
+        "alpha_pattern": unusual,
+        "use_rslora": False,
+        "init_lora_weights": True,
+        "inference_mode": True,
+    }
+    # Where all change the same modules, the first adapter's way of naming them holds; else each is named in full.
+    if any(adapter.names != adapters[0].names for adapter in adapters):
+        config |= {"target_modules": sorted(ranks), "exclude_modules": None}
+        config |= {"layers_to_transform": None, "layers_pattern": None}
+    return config

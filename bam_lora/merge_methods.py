@@ -1,0 +1,205 @@
+"""Merge methods as pure functions: the factors of K branches and K weights in, coefficients out.
+
+Shapes: o output, i input, r rank of one branch, R = Σ r over the branches that change the weight, k branch.
+Every method here keeps the result within the span of the branches' factors,
+ΔW_oi = [s₁B₁ … s_K B_K] · M · [A₁; …; A_K], where s_k is a branch's scaling and M_RR comes from the coefficients; so
+the merged delta stays a low-rank product.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from bam_lora.adapters import Factors
+from bam_lora.errors import UserError
+from bam_lora.safetensors_stream import all_finite
+
+Kind = Literal["scalar", "diagonal", "matrix"]
+
+
+@dataclass(frozen=True)
+class Coefficients:
+    """What a merge method decided for one weight, in float64, resolved once and stored.
+
+    `kind` says how M is given: "scalar": (K,) one number a branch; "diagonal": (R,) one number a rank direction;
+    "matrix": (R, R). A branch that does not change the weight has a scalar, but no direction.
+    """
+
+    kind: Kind
+    values: torch.Tensor
+
+    @classmethod
+    def scalar(cls, values: Sequence[float]) -> Coefficients:
+        """One number per branch."""
+        return cls("scalar", torch.tensor(list(values), dtype=torch.float64))
+
+    def __post_init__(self) -> None:
+        assert self.values.dtype == torch.float64, self.values.dtype
+        assert self.values.ndim == (2 if self.kind == "matrix" else 1), self.values.shape
+        if not bool(torch.isfinite(self.values).all()):
+            raise UserError.of(
+                f"{self.kind} merge coefficients",
+                expected="finite numbers",
+                found="NaN or Inf",
+                remedy="Check the weights and the adapters",
+            )
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Coefficients) and self.kind == other.kind and torch.equal(self.values, other.values)
+
+    def __hash__(self) -> int:
+        return hash((self.kind, tuple(self.values.flatten().tolist())))
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON; float64 values come back bit for bit."""
+        return {"kind": self.kind, "values": self.values.tolist()}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Coefficients:
+        """The inverse of `to_json`."""
+        return cls(value["kind"], torch.tensor(value["values"], dtype=torch.float64))
+
+
+Method = Callable[[Sequence[Factors | None], Sequence[float]], Coefficients]
+
+
+def linear(factors: Sequence[Factors | None], weights: Sequence[float]) -> Coefficients:
+    """ΔW = Σ_k w_k · ΔW_k: the weighted sum of the deltas (Branch-and-Merge, arXiv 2407.08699, eq. 2).
+
+    Args:
+        factors: One entry per branch, None where it does not change the weight (its delta is zero there).
+        weights: (K,) one number per branch.
+
+    Returns:
+        Scalar coefficients.
+    """
+    assert len(factors) == len(weights), (len(factors), len(weights))
+    return Coefficients.scalar(weights)
+
+
+METHODS: dict[str, Method] = {"linear": linear}
+
+
+def find_method(name: str) -> Method:
+    """The merge method of that name; UserError if there is none."""
+    if name not in METHODS:
+        raise UserError.of(
+            f"merge method {name!r}", expected=f"one of {', '.join(sorted(METHODS))}", found=name, remedy="Choose one"
+        )
+    return METHODS[name]
+
+
+def _weight_error(expected: str, found: str) -> UserError:
+    return UserError.of("merge weights", expected=expected, found=found, remedy="Change the weights")
+
+
+def resolve_weights(
+    weights: str | Sequence[float], branches: int, tokens: Sequence[float] | None = None, scale: float = 1.0
+) -> list[float]:
+    """Turns a recipe's weights into one number per branch.
+
+    Args:
+        weights: "uniform" (1/K each), "tokens" (proportional to the tokens trained on, sum 1), or numbers that are
+            used as they are; of a longer list (a short last group) the first K, rescaled to keep the list's sum.
+        branches: K.
+        tokens: Tokens per branch, for "tokens".
+        scale: Multiplies all of them.
+
+    Returns:
+        (K,) finite numbers whose sum is not zero.
+
+    Raises:
+        UserError: If the weights do not fit or give nothing.
+    """
+    if branches < 1:
+        raise _weight_error("at least one branch", f"{branches}")
+    if weights == "uniform":
+        values = [1.0 / branches] * branches
+    elif weights == "tokens":
+        values = _token_weights(branches, tokens)
+    elif isinstance(weights, str):
+        raise _weight_error('"uniform", "tokens" or a list of numbers', repr(weights))
+    else:
+        values = _listed_weights([float(weight) for weight in weights], branches)
+    values = [value * float(scale) for value in values]
+    if not all(math.isfinite(value) for value in values):
+        raise _weight_error("finite numbers", f"{values}")
+    if math.fsum(values) == 0:
+        raise _weight_error("numbers whose sum is not zero", f"{values}")
+    return values
+
+
+def _token_weights(branches: int, tokens: Sequence[float] | None) -> list[float]:
+    counts = list(tokens or [])
+    if len(counts) != branches or not all(math.isfinite(c) and c >= 0 for c in counts) or sum(counts) == 0:
+        raise _weight_error(f"the tokens of {branches} branches, not all zero", f"{counts}")
+    return [count / sum(counts) for count in counts]
+
+
+def _listed_weights(values: list[float], branches: int) -> list[float]:
+    if len(values) < branches:
+        raise _weight_error(f"{branches} numbers", f"{len(values)}")
+    if not all(math.isfinite(value) for value in values):
+        raise _weight_error("finite numbers", f"{values}")
+    if len(values) == branches:
+        return values
+    first = values[:branches]
+    if math.fsum(first) == 0:
+        raise _weight_error(f"numbers of which the first {branches} do not sum to zero", f"{values}")
+    return [value * (math.fsum(values) / math.fsum(first)) for value in first]
+
+
+def stack(factors: Sequence[Factors | None], coefficients: Coefficients) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """One low-rank product for the merged delta of a weight: ΔW_oi = B_oR · A_Ri.
+
+    Scalings and coefficients are multiplied in float64 into B, which is rounded to fp32 once; A is exact.
+
+    Args:
+        factors: One entry per branch, None where it does not change the weight.
+        coefficients: What the method chose for this weight.
+
+    Returns:
+        (B_oR, A_Ri) in fp32, or None if no branch changes the weight.
+
+    Raises:
+        UserError: If fp32 cannot hold the result.
+    """
+    present = [(branch, factor) for branch, factor in enumerate(factors) if factor is not None]
+    if not present:
+        return None
+    A_Ri = torch.cat([factor.A_ri.float() for _, factor in present])
+    if coefficients.kind == "scalar":
+        assert len(coefficients.values) == len(factors), (len(coefficients.values), len(factors))
+        values = coefficients.values.tolist()
+        B_oR = torch.cat([_scaled(f.B_or, f.scaling * values[branch]).float() for branch, f in present], dim=1)
+    else:
+        assert coefficients.values.shape[0] == len(A_Ri), (coefficients.values.shape, A_Ri.shape)
+        B = torch.cat([f.B_or.double() * f.scaling for _, f in present], dim=1)
+        B_oR = (B * coefficients.values if coefficients.kind == "diagonal" else B @ coefficients.values).float()
+    if not all_finite(B_oR) or not all_finite(A_Ri):
+        raise UserError.of(
+            "a merged delta", expected="numbers within fp32", found="an overflow", remedy="Use smaller weights"
+        )
+    return B_oR, A_Ri
+
+
+def _scaled(B_or: torch.Tensor, scale: float) -> torch.Tensor:
+    """In float64, but for a scale of exactly one, which needs no arithmetic (as in a merged adapter)."""
+    return B_or if scale == 1 else B_or.double() * scale
+
+
+def gram(first: Factors, second: Factors) -> float:
+    """The inner product ⟨Δ₁, Δ₂⟩ = s₁s₂ · Σ (B₁ᵀB₂ ∘ A₁A₂ᵀ) in float64, without a dense delta.
+
+    Args:
+        first: A_ri and B_or of one delta.
+        second: The same of another for the same weight; its rank may differ.
+    """
+    left = first.B_or.double().T @ second.B_or.double()
+    right = first.A_ri.double() @ second.A_ri.double().T
+    return first.scaling * second.scaling * float(torch.dot(left.flatten(), right.flatten()))

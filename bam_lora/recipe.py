@@ -1,0 +1,42 @@
+"""The recipe: one YAML file that describes a run.
+
+The models are in `recipe_models`, the checks across them in `recipe_rules`, reading files in `recipe_loading`; this is
+the door to all of them. None of it loads torch.
+"""
+
+from __future__ import annotations
+
+from bam_lora.recipe_loading import changed_keys, dump_recipe, load_recipe, recipe_from_dict
+from bam_lora.recipe_models import (
+    Bam,
+    Data,
+    Evaluation,
+    EvaluationSource,
+    Keep,
+    Lora,
+    Merge,
+    Quantization,
+    Recipe,
+    Source,
+    Training,
+)
+from bam_lora.recipe_schema import recipe_schema
+
+__all__ = [
+    "Bam",
+    "Data",
+    "Evaluation",
+    "EvaluationSource",
+    "Keep",
+    "Lora",
+    "Merge",
+    "Quantization",
+    "Recipe",
+    "Source",
+    "Training",
+    "changed_keys",
+    "dump_recipe",
+    "load_recipe",
+    "recipe_from_dict",
+    "recipe_schema",
+]

@@ -1,0 +1,269 @@
+"""The recipe as models: every key, its type, its default and its meaning.
+
+The descriptions here are the reference: `docs/recipe.md` and the JSON schema are made from them. Checks of one value
+are the field's own; checks across fields are in `recipe_rules`.
+"""
+
+from __future__ import annotations
+
+from pathlib import PurePath
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+
+from bam_lora import recipe_rules, sft_arguments
+from bam_lora.recipe_values import Modules, Tokens, Weights, findings_error
+
+
+class Section(BaseModel):
+    """What all parts of a recipe have in common: unknown keys are errors, values are not bent into shape."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, protected_namespaces=())
+
+
+class Source(Section):
+    """Where training text comes from."""
+
+    path: str = Field(
+        min_length=1,
+        description="Hub id, folder, or JSON, JSONL, Parquet or text files (also a pattern with `*`); "
+        "a relative one is relative to the recipe that names it.",
+    )
+    name: str | None = Field(default=None, description="Configuration of a Hub dataset, such as `bul_Cyrl`.")
+    split: str = Field(default="train", min_length=1, description="Split of the dataset.")
+    revision: str | None = Field(default=None, description="Commit, tag or branch on the Hub; none: the newest.")
+    text: str = Field(default="text", min_length=1, description="Column that holds the text.")
+    tokens: Tokens = Field(
+        default=None,
+        description="Use at most so many tokens of it: `500k`, `200M`, `1.5B`; none: as many as there are.",
+    )
+    weight: float | None = Field(
+        default=None,
+        gt=0,
+        description="Its share of the tokens relative to the others in its list; none: as its size gives.",
+    )
+
+
+class EvaluationSource(Section):
+    """Text that the models are scored on, as one named set."""
+
+    path: str = Field(min_length=1, description="As for `data.target`.")
+    name: str | None = Field(default=None, description="Configuration of a Hub dataset.")
+    split: str = Field(default="train", min_length=1, description="Split of the dataset.")
+    revision: str | None = Field(default=None, description="Commit, tag or branch on the Hub; none: the newest.")
+    text: str = Field(default="text", min_length=1, description="Column that holds the text.")
+    documents: int | None = Field(default=None, ge=1, description="Score only the first so many documents; none: all.")
+    set: str = Field(
+        default=None,
+        validate_default=True,
+        description="Name of the set in the report, each once; none: the file's name without its ending, "
+        "or the name of the dataset.",
+    )
+
+    @field_validator("set", mode="before")
+    @classmethod
+    def _name_set(cls, value: Any, info: ValidationInfo) -> Any:
+        if value is not None:
+            return value
+        path = PurePath(str(info.data.get("path", "")))
+        # A pattern such as data/*.jsonl has no name of its own; its folder has.
+        plain = [part for part in (path.stem, *reversed(path.parent.parts)) if "*" not in part and part.strip("/.~")]
+        return plain[0] if plain else str(path)
+
+
+class Data(Section):
+    """The text to train on."""
+
+    target: list[Source] = Field(min_length=1, description="Text in the language (or domain) to learn.")
+    replay: list[Source] = Field(
+        default=[], description="Text like the base's own training data, mixed in against forgetting."
+    )
+    replay_share: float = Field(default=0.0, ge=0, lt=1, description="Replay's share of all training tokens.")
+    sequence_length: int = Field(default=2048, ge=8, description="Tokens in a training sequence.")
+    slicing: Literal["random", "contiguous"] = Field(
+        default="random",
+        description="How the sequences are dealt out to the slices: shuffled by `seed`, or in their order.",
+    )
+
+
+class Merge(Section):
+    """How the branches' deltas become one."""
+
+    method: Literal["linear"] = Field(default="linear", description="Merge method: the weighted sum of the deltas.")
+    weights: Weights = Field(
+        default="uniform",
+        description="Weight of each branch: `uniform` (1/K), `tokens` (as each branch's tokens), or a list as it is.",
+    )
+    scale: float = Field(default=1.0, gt=0, description="Factor on the merged delta.")
+
+
+class Bam(Section):
+    """Branch-and-Merge: N slices, K branches per iteration, ceil(N/K) iterations."""
+
+    slices: int = Field(default=8, ge=1, description="N: number of disjoint parts of the training data.")
+    branches: int = Field(
+        default=2, ge=1, description="K: number of slices trained apart, then merged, in one iteration."
+    )
+    merge: Merge = Field(default=Merge(), description="How the branches are merged.")
+
+
+class Lora(Section):
+    """The adapter that a branch trains."""
+
+    r: int = Field(default=64, ge=1, description="Rank.")
+    alpha: int = Field(
+        default=None, ge=1, validate_default=True, description="The delta is alpha/r · B·A; none: twice the rank."
+    )
+    target_modules: Modules = Field(
+        default="all-linear",
+        description="Which layers get an adapter: `all-linear` (all but the output head) or their names.",
+    )
+    dropout: float = Field(default=0.0, ge=0, lt=1, description="Dropout on the adapter's input.")
+    rslora: bool = Field(default=False, description="Scale by alpha/√r instead of alpha/r (rank-stabilised LoRA).")
+    dora: Literal[False] = Field(default=False, description="Weight-decomposed LoRA: not in this version.")
+
+    @field_validator("alpha", mode="before")
+    @classmethod
+    def _double_rank(cls, value: Any, info: ValidationInfo) -> Any:
+        return 2 * info.data.get("r", 1) if value is None else value
+
+
+class Quantization(Section):
+    """The frozen base under the adapter while a branch trains; folding always uses the full weights."""
+
+    bits: Literal[4, 8, 16] = Field(default=4, description="Bits of a weight of the frozen base; 16: not quantised.")
+    type: Literal["nf4", "fp4"] = Field(default="nf4", description="4-bit number format.")
+    double: bool = Field(
+        default=True, description="Quantise the quantisation constants too (0.4 bits less per weight)."
+    )
+    compute_dtype: Literal["bfloat16", "float16", "float32"] = Field(
+        default="bfloat16", description="What activations are computed in; float16 for GPUs older than Ampere."
+    )
+
+
+class Training(Section):
+    """How a branch is trained: the keys below, and any other field of TRL's `SFTConfig` by its own name."""
+
+    model_config = ConfigDict(extra="allow")
+
+    learning_rate: float = Field(default=2e-4, gt=0, description="Peak learning rate.")
+    per_device_train_batch_size: int = Field(default=4, ge=1, description="Sequences per device and step.")
+    gradient_accumulation_steps: int = Field(
+        default=4, ge=1, description="Batches whose gradients are added up for one step."
+    )
+    num_train_epochs: float = Field(default=1.0, gt=0, description="Passes of a branch over its slice.")
+    max_steps: int = Field(
+        default=-1, ge=-1, description="Steps of the whole run, shared out over the branches; -1: all the data."
+    )
+    lr_scheduler_type: str = Field(
+        default="cosine", description="Learning-rate schedule, started afresh by every branch."
+    )
+    warmup_steps: float = Field(
+        default=0.03,
+        ge=0,
+        description="Warm-up of every branch: a share of its steps if below 1, else a number of steps.",
+    )
+    optim: str = Field(default="adamw_torch_fused", description="Optimizer, started afresh by every branch.")
+    weight_decay: float = Field(default=0.0, ge=0, description="Weight decay.")
+    max_grad_norm: float = Field(default=1.0, ge=0, description="Gradients are clipped to this norm; 0: not clipped.")
+    checkpointing: bool = Field(
+        default=True, description="Recompute activations in the backward pass: slower, far less memory."
+    )
+    logging_steps: int = Field(default=10, ge=1, description="A line of metrics every so many steps.")
+    save_steps: int = Field(default=200, ge=1, description="A checkpoint inside a branch every so many steps.")
+    save_total_limit: int = Field(default=2, ge=1, description="Checkpoints to keep while a branch trains.")
+
+    @model_validator(mode="after")
+    def _check_sft_fields(self) -> Training:
+        given = self.model_dump(exclude_defaults=True)
+        ours = set(type(self).model_fields) - sft_arguments.CHOICES
+        if findings := sft_arguments.check({name: value for name, value in given.items() if name not in ours}):
+            raise findings_error(findings)
+        return self
+
+    def sft_arguments(self) -> dict[str, Any]:
+        """All of it as keyword arguments of `SFTConfig`.
+
+        `max_steps` is still the whole run's, as the recipe says it; a branch takes its share from the plan.
+        """
+        values = self.model_dump()
+        values[sft_arguments.checkpointing_name()] = values.pop(sft_arguments.CHECKPOINTING)
+        return values
+
+
+class Evaluation(Section):
+    """What learning and forgetting are measured on, in bits per byte. Without sets nothing is measured."""
+
+    target: list[EvaluationSource] = Field(default=[], description="Sets in the language to learn.")
+    source: list[EvaluationSource] = Field(default=[], description="Sets of what the base knew: forgetting shows here.")
+    precision: Literal["4bit", "16bit"] = Field(default="4bit", description="Precision of every model that is scored.")
+    window_bytes: int | None = Field(
+        default=None,
+        ge=16,
+        description="Text is scored in windows of so many bytes; none: as the base's context length allows.",
+    )
+    overlap_bytes: int | None = Field(
+        default=None,
+        ge=0,
+        description="Bytes before a window that are its context and not scored; none: a quarter of the window.",
+    )
+    batch_size: int = Field(default=8, ge=1, description="Windows scored at once.")
+    samples: list[str] = Field(default=[], description="Prompts that base and result continue, shown in the report.")
+
+
+class Keep(Section):
+    """What stays on disk."""
+
+    bases: Literal["last", "all", "none"] = Field(
+        default="last",
+        description="The iterations' folded models: only the newest, all, or none once the result is written. "
+        "Any of them can be rebuilt.",
+    )
+
+
+class Recipe(Section):
+    """A run, as its user describes it."""
+
+    base: str = Field(min_length=1, description="Model to start from: Hub id, folder, or the folder of a finished run.")
+    revision: str | None = Field(
+        default=None, description="Commit, tag or branch of a base on the Hub; none: the newest."
+    )
+    output: str = Field(min_length=1, description="Folder of the run, relative to the current one (or `--output`).")
+    strategy: Literal["bam", "single", "sequential"] = Field(
+        default="bam",
+        description="`bam`; or the baselines over the same data: `single` (one adapter, one slice) "
+        "and `sequential` (one branch at a time, folded in before the next).",
+    )
+    mode: Literal["text"] = Field(
+        default="text", description="`text`: plain documents. (`chat` is not in this version.)"
+    )
+    data: Data = Field(description="The text to train on.")
+    bam: Bam = Field(default=Bam(), description="Slices, branches and how they are merged.")
+    lora: Lora = Field(default=Lora(), description="The adapter that a branch trains.")
+    quantization: Quantization = Field(default=Quantization(), description="The frozen base under the adapter.")
+    training: Training = Field(default=Training(), description="How a branch is trained.")
+    evaluation: Evaluation = Field(default=Evaluation(), description="What the models are scored on.")
+    seed: int = Field(
+        default=0, ge=0, lt=2**32, description="Seed of everything random: slicing, adapters, order of the data."
+    )
+    keep: Keep = Field(default=Keep(), description="What stays on disk.")
+
+    @model_validator(mode="after")
+    def _check_rules(self) -> Recipe:
+        if findings := recipe_rules.check({name: getattr(self, name) for name in type(self).model_fields}):
+            raise findings_error(findings)
+        return self
+
+    @property
+    def slices(self) -> int:
+        """N as the strategy makes it: `single` trains on one slice, whatever `bam.slices` says."""
+        return 1 if self.strategy == "single" else self.bam.slices
+
+    @property
+    def branches(self) -> int:
+        """K as the strategy makes it: 1 for the baselines."""
+        return self.bam.branches if self.strategy == "bam" else 1
+
+    def resolved(self) -> dict[str, Any]:
+        """Every value, defaults included, in plain JSON types."""
+        return self.model_dump(mode="json")

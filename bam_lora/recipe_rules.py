@@ -1,0 +1,120 @@
+"""Checks across a recipe's fields: what each value alone cannot show.
+
+Every rule takes whole sections, and runs if those sections are right in themselves, so that one mistake is reported
+once and others are not hidden by it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import PurePath
+from typing import TYPE_CHECKING, Any
+
+from bam_lora.recipe_values import Finding
+
+if TYPE_CHECKING:
+    from bam_lora.recipe_models import Bam, Data, Evaluation, EvaluationSource, Source
+
+
+def _revision(base: str, revision: str | None) -> list[Finding]:
+    if revision is not None and PurePath(base).is_absolute():
+        return [(("revision",), "only a base on the Hub has revisions; leave it out for a folder")]
+    return []
+
+
+def _replay(data: Data) -> list[Finding]:
+    if data.replay and data.replay_share == 0:
+        message = "expected a share above 0, since there is replay data, found 0; say how much, such as 0.2"
+        return [(("data", "replay_share"), message)]
+    if data.replay_share > 0 and not data.replay:
+        message = (
+            f"expected replay data for a share of {data.replay_share}, found none; name some, or set the share to 0"
+        )
+        return [(("data", "replay"), message)]
+    return []
+
+
+def _sources(data: Data) -> list[Finding]:
+    findings: list[Finding] = []
+    for role, sources in (("target", data.target), ("replay", data.replay)):
+        findings += _local_revisions(("data", role), sources)
+        unweighted = [number for number, source in enumerate(sources) if source.weight is None]
+        if 0 < len(unweighted) < len(sources):
+            message = "expected a weight, since others in this list have one, found none; weigh all of them or none"
+            findings.append((("data", role, unweighted[0], "weight"), message))
+    return findings
+
+
+def _local_revisions(place: tuple[str, str], sources: Sequence[Source | EvaluationSource]) -> list[Finding]:
+    message = "only data on the Hub has revisions; leave it out for files"
+    return [
+        ((*place, number, "revision"), message)
+        for number, source in enumerate(sources)
+        if source.revision is not None and PurePath(source.path).is_absolute()
+    ]
+
+
+def _bam(strategy: str, bam: Bam) -> list[Finding]:
+    if strategy != "bam":
+        return []
+    findings: list[Finding] = []
+    if bam.slices < bam.branches:
+        message = f"expected at least as many slices as branches ({bam.branches}), found {bam.slices}"
+        findings.append((("bam", "slices"), message))
+    weights = bam.merge.weights
+    if isinstance(weights, list) and len(weights) != bam.branches:
+        message = f"expected one weight per branch ({bam.branches}), found {len(weights)}"
+        findings.append((("bam", "merge", "weights"), message))
+    return findings
+
+
+def _evaluation(evaluation: Evaluation) -> list[Finding]:
+    findings: list[Finding] = []
+    taken: dict[str, str] = {}
+    for role, sources in (("target", evaluation.target), ("source", evaluation.source)):
+        findings += _local_revisions(("evaluation", role), sources)
+        for number, source in enumerate(sources):
+            here = f"evaluation.{role}.{number}"
+            if source.set in taken:
+                message = (
+                    f"expected a name of its own, found {source.set!r} like {taken[source.set]}; name it with `set:`"
+                )
+                findings.append((("evaluation", role, number, "set"), message))
+            taken.setdefault(source.set, here)
+    window, overlap = evaluation.window_bytes, evaluation.overlap_bytes
+    if window is not None and overlap is not None and overlap >= window:
+        message = f"expected fewer bytes than the window has ({window}), found {overlap}"
+        findings.append((("evaluation", "overlap_bytes"), message))
+    return findings
+
+
+def _max_steps(training: Any) -> list[Finding]:
+    if training.max_steps == 0:
+        return [(("training", "max_steps"), "expected a number of steps >= 1, or -1 for all the data, found 0")]
+    return []
+
+
+RULES: tuple[tuple[tuple[str, ...], Callable[..., list[Finding]]], ...] = (
+    (("base", "revision"), _revision),
+    (("data",), _replay),
+    (("data",), _sources),
+    (("strategy", "bam"), _bam),
+    (("training",), _max_steps),
+    (("evaluation",), _evaluation),
+)
+
+
+def check(sections: Mapping[str, Any]) -> list[Finding]:
+    """What does not fit together in a recipe.
+
+    Args:
+        sections: Validated top-level values by their key; those with errors of their own are left out.
+
+    Returns:
+        The findings, in the order of the recipe's keys.
+    """
+    findings: list[Finding] = []
+    for needed, rule in RULES:
+        if all(name in sections for name in needed):
+            findings += rule(*(sections[name] for name in needed))
+    return findings

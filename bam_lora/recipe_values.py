@@ -1,0 +1,103 @@
+"""The recipe's own kinds of values: token counts, module lists, merge weights, and how a wrong one is reported."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, WithJsonSchema
+from pydantic_core import PydanticCustomError
+
+Path = tuple[str | int, ...]
+"""Where a value stands in the recipe: `("data", "target", 0, "path")`."""
+Finding = tuple[Path, str]
+"""A problem that a check found, and where."""
+
+
+@dataclass(frozen=True)
+class Words:
+    """What a value of a kind of its own may be, in words; stands in the annotation for errors and the reference."""
+
+    text: str
+
+
+WRONG_VALUE = "wrong_value"
+FINDINGS = "findings"
+
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "t": 10**12}
+_TOKENS = re.compile(r"(\d[\d_]*(?:\.\d+)?)\s*([kmbt]?)", re.IGNORECASE)
+_TOKENS_WORDS = Words("a number of tokens >= 1, such as 500k, 200M, 1.5B or 1_000")
+_MODULES_WORDS = Words("all-linear or a list of module names")
+_WEIGHTS_WORDS = Words("uniform, tokens or a list with one finite number per branch")
+
+
+def wrong_value(expected: str) -> PydanticCustomError:
+    """The error of a value that is not `expected`; the one found is added when it is reported."""
+    return PydanticCustomError(WRONG_VALUE, "expected {expected}", {"expected": expected})
+
+
+def findings_error(findings: Sequence[Finding]) -> PydanticCustomError:
+    """The error of a model whose values are right one by one, but do not fit together."""
+    text = "; ".join(f"{'.'.join(map(str, path))}: {message}" if path else message for path, message in findings)
+    return PydanticCustomError(FINDINGS, "{text}", {"text": text, "findings": list(findings)})
+
+
+def is_number(value: Any) -> bool:
+    """Whether it is a finite int or float; true and false are no numbers here."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _tokens(value: Any) -> int | None:
+    if value is None:
+        return None
+    if isinstance(value, str) and (match := _TOKENS.fullmatch(value.strip())):
+        number = Decimal(match[1].replace("_", "")) * _UNITS[match[2].lower()]
+        if number == number.to_integral_value() and number >= 1:
+            return int(number)
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 1:
+        return value
+    raise wrong_value(_TOKENS_WORDS.text)
+
+
+def _modules(value: Any) -> Any:
+    if value == "all-linear":
+        return value
+    if isinstance(value, list) and value and all(isinstance(name, str) and name for name in value):
+        return value
+    raise wrong_value(_MODULES_WORDS.text)
+
+
+def _weights(value: Any) -> Any:
+    if value in ("uniform", "tokens"):
+        return value
+    if not isinstance(value, list) or not value or not all(is_number(weight) for weight in value):
+        raise wrong_value(_WEIGHTS_WORDS.text)
+    if math.fsum(value) == 0.0:
+        raise wrong_value("weights whose sum is not zero")
+    return [float(weight) for weight in value]
+
+
+Tokens = Annotated[
+    int | None,
+    BeforeValidator(_tokens),
+    _TOKENS_WORDS,
+    WithJsonSchema({"anyOf": [{"type": "integer", "minimum": 1}, {"type": "string"}, {"type": "null"}]}),
+]
+Modules = Annotated[
+    Literal["all-linear"] | list[str],
+    BeforeValidator(_modules),
+    _MODULES_WORDS,
+    WithJsonSchema({"anyOf": [{"const": "all-linear"}, {"type": "array", "items": {"type": "string"}, "minItems": 1}]}),
+]
+Weights = Annotated[
+    Literal["uniform", "tokens"] | list[float],
+    BeforeValidator(_weights),
+    _WEIGHTS_WORDS,
+    WithJsonSchema(
+        {"anyOf": [{"enum": ["uniform", "tokens"]}, {"type": "array", "items": {"type": "number"}, "minItems": 1}]}
+    ),
+]

@@ -1,0 +1,265 @@
+"""The report's tables as plain data: the page and the terminal draw the same ones."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from bam_lora.report import format as fmt
+from bam_lora.report.cost import STAGES
+
+Report = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What is shown, and the exact number behind it as it stands in report.json (None for text)."""
+
+    text: str
+    value: float | None = None
+    number: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table whose first column names the rows."""
+
+    title: str
+    columns: list[str]
+    rows: list[list[Cell]]
+    note: str = ""
+
+
+def _text(value: Any) -> Cell:
+    return Cell(fmt.MISSING if value is None or value == "" else str(value))
+
+
+def _number(text: str, value: float | None) -> Cell:
+    return Cell(text, value, number=True)
+
+
+def _score(value: float | None, stderr: float | None) -> Cell:
+    return _number(fmt.with_error(value, stderr), value)
+
+
+def _norm(value: float | None) -> Cell:
+    return _number(fmt.MISSING if value is None else f"{value:,.4g}", value)
+
+
+def _seconds(value: float | None) -> Cell:
+    return _number(fmt.duration(value), value)
+
+
+def summary_table(reports: Sequence[Report]) -> Table:
+    """One column a run: what it learned, what it forgot, how far it moved, what it cost."""
+    measures = [
+        (f"{role.capitalize()}, {when}", f"{role}_{when}")
+        for role in ("target", "source")
+        for when in ("before", "after")
+    ]
+    measures.insert(2, ("Learned", "learned"))
+    measures.append(("Forgotten", "forgotten"))
+    rows = [[Cell("Strategy"), *(Cell(str(r["strategy"]), number=True) for r in reports)]]
+    rows.append([Cell("Iterations"), *(Cell(progress(r), number=True) for r in reports)])
+    for label, key in measures:
+        rows.append([Cell(label), *(_score(r["summary"][key], r["summary"][f"{key}_stderr"]) for r in reports)])
+    rows.append([Cell("Change of the weights |ΔW|"), *(_norm(r["summary"]["delta_norm"]) for r in reports)])
+    relative = [r["summary"]["delta_relative"] for r in reports]
+    rows.append([Cell("|ΔW| relative to |W|"), *(_number(fmt.percent(value), value) for value in relative)])
+    costs: list[tuple[str, str, Any]] = [
+        ("Training tokens", "train_tokens", fmt.count),
+        ("Wall time", "wall_seconds", fmt.duration),
+        ("Peak memory", "peak_rss_bytes", fmt.size),
+        ("Peak GPU memory", "peak_gpu_bytes", fmt.size),
+        ("Disk", "disk_bytes", fmt.size),
+    ]
+    for label, key, show in costs:
+        rows.append([Cell(label), *(_number(show(r["cost"][key]), r["cost"][key]) for r in reports)])
+    note = (
+        "Scores are bits per byte (fewer is better) ± one standard error over documents. "
+        "Learned = target before − after; forgotten = source after − before."
+    )
+    note += _paired_note(all(report["summary"]["paired_stderr"] for report in reports))
+    return Table("Summary", ["", *(r["name"] for r in reports)], rows, note)
+
+
+def _paired_note(paired: bool) -> str:
+    if paired:
+        return " Errors of differences are taken document by document."
+    return " Errors of differences count the two scores as independent, which makes them larger than they are."
+
+
+def progress(report: Report) -> str:
+    """How many iterations a run has, or how far it is."""
+    status = report["status"]
+    planned = status["iterations_planned"]
+    return str(planned) if status["finished"] else f"{status['iterations_done']} of {planned or '?'}, unfinished"
+
+
+def pairs_table(comparison: Mapping[str, Any]) -> Table:
+    """One row for every two runs: a minus b, a over b, and how to read it."""
+    rows = []
+    for pair in comparison["pairs"]:
+        rows.append(
+            [
+                Cell(f"{pair['a']} against {pair['b']}"),
+                *(_difference(pair, key) for key in ("learned_difference", "forgotten_difference")),
+                _ratio(pair["delta_norm_ratio"]),
+                _ratio(pair["wall_seconds_ratio"]),
+                _winner(pair, "learned_more"),
+                _winner(pair, "forgot_less"),
+            ]
+        )
+    note = (
+        "Differences are the first run minus the second, in bits per byte ± their standard error; "
+        "ratios the first over the second. Less than two standard errors apart is a tie."
+    )
+    note += _paired_note(all(pair["paired_stderr"] for pair in comparison["pairs"]))
+    columns = ["", "Learned", "Forgotten", "|ΔW| ratio", "Wall time ratio", "Learned more", "Forgot less"]
+    return Table("Differences", columns, rows, note)
+
+
+def _difference(pair: Mapping[str, Any], key: str) -> Cell:
+    stderr = pair[f"{key}_stderr"]
+    error = f" ± {stderr:.4f}" if pair[key] is not None and stderr is not None else ""
+    return _number(fmt.signed(pair[key]) + error, pair[key])
+
+
+def _ratio(value: float | None) -> Cell:
+    return _number(fmt.MISSING if value is None else f"{value:.3g}", value)
+
+
+def _winner(pair: Mapping[str, Any], key: str) -> Cell:
+    if not pair["comparable"]:
+        return Cell("not comparable")
+    return Cell({"a": pair["a"], "b": pair["b"], "tie": "tie", "unknown": "unknown"}.get(pair[key], fmt.MISSING))
+
+
+def scores_table(reports: Sequence[Report]) -> Table:
+    """One row a model (base, branches, merged), one column an evaluation set."""
+    sets = list(dict.fromkeys((s["role"], s["set"]) for report in reports for s in report["scores"]))
+    sets.sort(key=lambda item: item[0] != "target")
+    rows = []
+    for report in reports:
+        models = dict.fromkeys((s["iteration"], s["branch"]) for s in report["scores"])
+        for iteration, branch in models:
+            found = {
+                (s["role"], s["set"]): s
+                for s in report["scores"]
+                if (s["iteration"], s["branch"]) == (iteration, branch)
+            }
+            cells = [_score(found[k]["bits_per_byte"], found[k]["stderr"]) if k in found else _text(None) for k in sets]
+            rows.append([*_run(report, reports), Cell(_model(iteration, branch)), *cells])
+    columns = [*_run_column(reports), "Model", *(f"{name} ({role})" for role, name in sets)]
+    return Table("Scores by set", columns, rows, f"Bits per byte ± one standard error. {_settings(reports)}".rstrip())
+
+
+def _settings(reports: Sequence[Report]) -> str:
+    """How it was measured, in words; said once where all runs agree."""
+    texts = []
+    for report in reports:
+        if report["evaluation"] is not None:
+            window, overlap = (fmt.count(report["evaluation"][f"{key}_bytes"]) for key in ("window", "overlap"))
+            precision = report["evaluation"]["precision"]
+            texts.append((report["name"], f"{precision} weights, windows of {window} bytes, {overlap} of them context"))
+    if len({text for _, text in texts}) <= 1:
+        return f"Measured with {texts[0][1]}." if texts else ""
+    return " ".join(f"{name}: {text}." for name, text in texts)
+
+
+def _model(iteration: int, branch: int | None) -> str:
+    if iteration == 0:
+        return "base"
+    return f"iteration {iteration}, " + ("merged" if branch is None else f"branch {branch}")
+
+
+def _run(report: Report, reports: Sequence[Report]) -> list[Cell]:
+    return [Cell(report["name"])] if len(reports) > 1 else []
+
+
+def _run_column(reports: Sequence[Report]) -> list[str]:
+    return ["Run"] if len(reports) > 1 else []
+
+
+def iterations_table(reports: Sequence[Report]) -> Table:
+    """One row an iteration: how the branches agreed, how large the step was, how long each stage took."""
+    rows = []
+    for report in reports:
+        for item in report["iterations"]:
+            rows.append(
+                [
+                    *_run(report, reports),
+                    _number(str(item["iteration"]), item["iteration"]),
+                    _number(fmt.count(item["tokens"]), item["tokens"]),
+                    Cell(_list(item["coefficients"]), number=True),
+                    _number(fmt.signless(item["cosine"], 3), item["cosine"]),
+                    Cell(_list(item["delta_norms"]), number=True),
+                    _norm(item["merged_norm"]),
+                    *(_seconds(item["seconds"][stage]) for stage in ("train", "merge", "fold", "evaluate")),
+                ]
+            )
+    columns = ["Iteration", "Tokens", "Merge weights", "Cosine", "|Δ| of branches", "|Δ| merged"]
+    columns += ["Training", "Merging", "Folding", "Evaluating"]
+    note = "Cosine: between the branches' deltas, mean over pairs; 1 is full agreement. |Δ|: Frobenius norm of a delta."
+    return Table("Iterations", [*_run_column(reports), *columns], rows, note)
+
+
+def _list(values: Sequence[float] | None) -> str:
+    return fmt.MISSING if not values else ", ".join(f"{value:.4g}".replace("-", fmt.MINUS) for value in values)
+
+
+def cost_table(reports: Sequence[Report]) -> Table:
+    """One row a stage, one column a run."""
+    rows = []
+    for stage in STAGES:
+        seconds = [report["cost"]["seconds_by_stage"][stage] for report in reports]
+        rows.append([Cell(stage.capitalize()), *(_seconds(value) for value in seconds)])
+    rows.append([Cell("Wall time"), *(_seconds(report["cost"]["wall_seconds"]) for report in reports)])
+    cut = [f"{r['name']}: {r['cost']['sessions_cut_short']}" for r in reports if r["cost"]["sessions_cut_short"]]
+    note = f"Sessions that were cut short, whose time is not in the wall time: {', '.join(cut)}." if cut else ""
+    return Table("Time by stage", ["", *(report["name"] for report in reports)], rows, note)
+
+
+def data_table(reports: Sequence[Report]) -> Table:
+    """One row a source of training text."""
+    rows = []
+    for report in reports:
+        for source in (report["data"] or {}).get("sources", []):
+            numbers = [source.get(key) for key in ("documents", "tokens", "used_tokens", "bytes")]
+            shown = [fmt.size(v) if i == 3 else fmt.count(v) for i, v in enumerate(numbers)]
+            cells = [_number(text, value) for text, value in zip(shown, numbers, strict=True)]
+            rows.append([*_run(report, reports), _text(source.get("path")), _text(source.get("role")), *cells])
+    columns = [*_run_column(reports), "Source", "Role", "Documents", "Tokens", "Tokens used", "Text"]
+    return Table("Training data", columns, rows)
+
+
+def flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as dotted keys; lists stay values."""
+    if not isinstance(value, Mapping):
+        return {prefix: value}
+    result: dict[str, Any] = {}
+    for key, item in value.items():
+        result |= flat(item, f"{prefix}.{key}" if prefix else str(key))
+    return result
+
+
+def environment_table(reports: Sequence[Report]) -> Table:
+    """One row a fact about the machine and the software."""
+    return _by_key("Environment", [flat(report["environment"] or {}) for report in reports], reports)
+
+
+def recipe_differences_table(reports: Sequence[Report]) -> Table:
+    """The keys in which the runs' recipes differ."""
+    recipes = [flat(report["recipe"]) for report in reports]
+    keys = [
+        k for k in dict.fromkeys(k for r in recipes for k in r) if any(r.get(k) != recipes[0].get(k) for r in recipes)
+    ]
+    chosen = [{key: recipe.get(key) for key in keys} for recipe in recipes]
+    return _by_key("Where the recipes differ", chosen, reports)
+
+
+def _by_key(title: str, values: Sequence[Mapping[str, Any]], reports: Sequence[Report]) -> Table:
+    keys = dict.fromkeys(key for item in values for key in item)
+    rows = [[Cell(key), *(_text(item.get(key)) for item in values)] for key in keys]
+    return Table(title, ["", *(report["name"] for report in reports)], rows)

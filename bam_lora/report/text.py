@@ -1,0 +1,59 @@
+"""The report for a terminal: the verdict and the tables, aligned, without colours."""
+
+from __future__ import annotations
+
+import textwrap
+import unicodedata
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from bam_lora.report.tables import Cell, Table, cost_table, pairs_table, summary_table
+from bam_lora.report.verdict import verdict
+
+_WIDTH = 88
+
+
+def render_text(reports: Sequence[Mapping[str, Any]], comparison: Mapping[str, Any] | None) -> str:
+    """The verdict, the summary and, for several runs, their differences, as plain text.
+
+    Args:
+        reports: Reports of runs, from `collect` or `comparison["runs"]`.
+        comparison: What `compare` returned for them, or None.
+
+    Returns:
+        Lines that end in a newline; control characters in names are replaced, so that none reaches the terminal.
+    """
+    parts = [_wrapped(verdict(reports, comparison)), _drawn(summary_table(reports))]
+    if comparison is not None:
+        parts.append(_drawn(pairs_table(comparison)))
+    parts.append(_drawn(cost_table(reports)))
+    return "\n\n".join(parts) + "\n"
+
+
+def printable(text: str) -> str:
+    """The text on one line, its control and direction characters replaced."""
+    return "".join("\N{REPLACEMENT CHARACTER}" if unicodedata.category(c) in ("Cc", "Cf") else c for c in text)
+
+
+def _wrapped(text: str) -> str:
+    return "\n".join(textwrap.wrap(printable(text), _WIDTH))
+
+
+def _columns(text: str) -> int:
+    """How many terminal columns a text takes: wide characters two, combining marks none."""
+    return sum(0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
+
+
+def _drawn(table: Table) -> str:
+    head = [Cell(text, number=i > 0) for i, text in enumerate(table.columns)]
+    grid = [[Cell(printable(cell.text), number=cell.number) for cell in row] for row in [head, *table.rows]]
+    widths = [max(_columns(row[i].text) for row in grid) for i in range(len(head))]
+    lines = ["  ".join(_padded(row[i], widths[i], i > 0) for i in range(len(head))).rstrip() for row in grid]
+    lines.insert(1, "  ".join("─" * width for width in widths))
+    note = ["", _wrapped(table.note)] if table.note else []
+    return "\n".join([table.title, "", *lines, *note])
+
+
+def _padded(cell: Cell, width: int, right: bool) -> str:
+    space = " " * (width - _columns(cell.text))
+    return space + cell.text if right else cell.text + space

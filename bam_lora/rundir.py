@@ -1,0 +1,204 @@
+"""The run directory: where everything is, who may write to it, and what recipe it belongs to (docs/format.md)."""
+
+from __future__ import annotations
+
+import datetime
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bam_lora.errors import UserError
+from bam_lora.machine import peak_memory
+from bam_lora.recipe import Recipe, changed_keys, dump_recipe, load_recipe
+from bam_lora.store import digest, read_record, sweep, write_record, write_text
+
+# What an extension of a finished run may change; the rest would make earlier iterations another run's.
+_EXTENSIBLE = ("data.target", "data.replay", "bam.slices", "training.", "keep.")
+_HARMLESS = ("output",)
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """Paths in a run directory."""
+
+    root: Path
+
+    @property
+    def recipe(self) -> Path:
+        """The resolved recipe."""
+        return self.root / "recipe.yaml"
+
+    @property
+    def plan(self) -> Path:
+        """The plan."""
+        return self.root / "plan.json"
+
+    @property
+    def environment(self) -> Path:
+        """Versions, device and threads of the first session."""
+        return self.root / "environment.json"
+
+    @property
+    def sessions(self) -> Path:
+        """Start, end and peak memory of every session."""
+        return self.root / "sessions.json"
+
+    @property
+    def result(self) -> Path:
+        """Size of the whole change."""
+        return self.root / "result.json"
+
+    @property
+    def samples(self) -> Path:
+        """Texts written by base and result."""
+        return self.root / "samples.json"
+
+    @property
+    def model(self) -> Path:
+        """The result: a Hugging Face model folder."""
+        return self.root / "model"
+
+    @property
+    def evaluation(self) -> Path:
+        """The texts of the evaluation sets and their windows."""
+        return self.root / "data" / "evaluation.json"
+
+    def data(self, part: str) -> Path:
+        """Packed rows of one part of the run: "01", and "02" on for extensions."""
+        return self.root / "data" / part
+
+    def iteration(self, number: int) -> Path:
+        """Everything of one iteration; 0 is the base as it came."""
+        return self.root / "iterations" / f"{number:02}"
+
+    def branch(self, iteration: int, branch: int) -> Path:
+        """One branch of one iteration."""
+        return self.iteration(iteration) / f"branch-{branch}"
+
+    def folded(self, iteration: int) -> Path:
+        """The folded model after an iteration, while it is needed."""
+        return self.iteration(iteration) / "base"
+
+
+@contextmanager
+def locked(root: Path) -> Iterator[RunDirectory]:
+    """Holds the run directory for this process; what a killed one left half-written is swept away.
+
+    Raises:
+        UserError: If another process holds it, it cannot be written, or it is some other folder.
+    """
+    from filelock import FileLock, Timeout
+
+    if root.exists() and not root.is_dir():
+        raise UserError.of(str(root), expected="a folder", found="a file", remedy="Choose another --output")
+    if root.is_dir() and not (root / "recipe.yaml").exists() and not _ours_alone(root):
+        raise UserError.of(
+            str(root),
+            expected="a new or empty folder, or a run of bam-lora",
+            found="other files",
+            remedy="Choose another --output",
+        )
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(str(root / ".lock"), timeout=0)
+        lock.acquire()
+    except Timeout:
+        raise UserError.of(
+            str(root),
+            expected="a run that no other process works on",
+            found="one that is running",
+            remedy="Wait for it or stop it",
+        ) from None
+    except OSError as error:
+        raise UserError.of(
+            str(root),
+            expected="a folder that can be written",
+            found=str(error.strerror),
+            remedy="Choose another --output",
+        ) from error
+    try:
+        sweep(root)
+        yield RunDirectory(root)
+    finally:
+        lock.release()
+
+
+def _ours_alone(root: Path) -> bool:
+    """Whether a folder without a recipe holds nothing but what a first start of ours may have left."""
+    return all(entry.name == ".lock" or entry.name.startswith(".tmp-") for entry in root.iterdir())
+
+
+def settle_recipe(directory: RunDirectory, recipe: Recipe, *, extend: bool, finished: bool) -> None:
+    """Writes the recipe of a new run, or checks that it is still the old one's.
+
+    Raises:
+        UserError: If it differs (naming the keys), except for what `extend` may change on a finished run.
+    """
+    if not directory.recipe.exists():
+        if extend:
+            raise UserError.of(
+                str(directory.root), expected="a finished run to extend", found="none", remedy="Leave out --extend"
+            )
+        write_text(directory.recipe, dump_recipe(recipe))
+        return
+    changed = [
+        key
+        for key in changed_keys(load_recipe(directory.recipe).resolved(), recipe.resolved())
+        if not key.startswith(_HARMLESS)
+    ]
+    if not changed:
+        return
+    if not extend:
+        raise UserError.of(
+            str(directory.root),
+            expected="the recipe this run was started with",
+            found=f"other values for {', '.join(changed)}",
+            remedy="Use the old recipe or a new --output; --extend adds data or slices to a finished run",
+        )
+    foreign = [key for key in changed if not key.startswith(_EXTENSIBLE)]
+    if foreign:
+        raise UserError.of(
+            f"--extend of {directory.root}",
+            expected=f"changes of {', '.join(key.rstrip('.') for key in _EXTENSIBLE)} only",
+            found=f"other values for {', '.join(foreign)}",
+            remedy="Set them back, or start a new run with this one as its `base`",
+        )
+    if not finished:
+        raise UserError.of(
+            f"--extend of {directory.root}",
+            expected="a finished run",
+            found="one that is not",
+            remedy="Finish it first: the same command without --extend, with the old recipe",
+        )
+    write_text(directory.recipe, dump_recipe(recipe))
+
+
+def recipe_key(recipe: Recipe) -> str:
+    """Hash of what the plan is made from."""
+    values = recipe.resolved()
+    return digest({name: value for name, value in values.items() if name not in ("output", "keep")})
+
+
+class Session:
+    """One start of the run: its wall time and peak memory, kept in `sessions.json` with those before it."""
+
+    def __init__(self, path: Path) -> None:
+        record = read_record(path) or {"sessions": []}
+        self._path = path
+        self._before: Sequence[dict[str, Any]] = record["sessions"]
+        self._started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        self._clock = time.monotonic()
+        self.update()
+
+    def update(self) -> None:
+        """Writes the session's figures so far; called after every step, so that a kill loses little."""
+        session = {
+            "started": self._started,
+            "ended": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "seconds": round(time.monotonic() - self._clock, 3),
+            **peak_memory(),
+        }
+        write_record(self._path, "sessions", {"sessions": [*self._before, session]})

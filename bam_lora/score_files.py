@@ -1,0 +1,77 @@
+"""Scores of any model on any files, without a run: `bam-lora eval`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from bam_lora.base import Loading, context_length, find_base, load_model, load_tokenizer
+from bam_lora.errors import UserError
+from bam_lora.quiet import quiet_libraries
+from bam_lora.scoring import SetSource, prepare_evaluation, score_sets
+from bam_lora.sources import TextSource
+
+
+def score_files(
+    model: str,
+    target: Sequence[str] | None,
+    source: Sequence[str] | None,
+    *,
+    text: str = "text",
+    precision: str = "4bit",
+    window_bytes: int | None = None,
+) -> dict[str, Any]:
+    """Scores a model on text files.
+
+    Args:
+        model: Model folder, Hub id, or the folder of a finished run.
+        target: Files, folders or Hub data sets in the language learned.
+        source: The same for what the base knew.
+        text: Column that holds the text.
+        precision: "4bit" (NF4) or "16bit"; scores of different precisions do not compare.
+        window_bytes: Bytes in a window; None chooses the largest up to 4096 that fits the model's context.
+
+    Returns:
+        {"model", "precision", "window_bytes", "overlap_bytes", "seconds", "scores": [...]}.
+
+    Raises:
+        UserError: If there is nothing to score, or something cannot be read or loaded.
+    """
+    sources = [
+        SetSource(_set_name(path), role, TextSource(_local(path), text=text))
+        for role, paths in (("target", target or []), ("source", source or []))
+        for path in paths
+    ]
+    if not sources:
+        raise UserError.of("eval", expected="text to score", found="none", remedy="Give --target or --source")
+    bits = {"4bit": 4, "16bit": 16}.get(precision)
+    if bits is None:
+        raise UserError.of("--precision", expected="4bit or 16bit", found=precision, remedy="Choose one of them")
+    quiet_libraries()
+    finished = Path(model) / "model"
+    folder = finished if (finished / "config.json").is_file() else find_base(model).folder
+    tokenizer = load_tokenizer(folder)
+    evaluation = prepare_evaluation(
+        sources,
+        tokenizer,
+        None,
+        window_bytes=window_bytes,
+        overlap_bytes=None,
+        context_tokens=context_length(folder),
+    )
+    how = Loading(bits)
+    loaded = load_model(folder, how)
+    scores = score_sets(loaded, tokenizer, evaluation, batch_size=8, dtype=how.compute_dtype)
+    return {"model": model, "precision": precision, **scores}
+
+
+def _set_name(path: str) -> str:
+    return Path(path).stem
+
+
+def _local(path: str) -> str:
+    """An existing path or a pattern, made absolute; anything else is a Hub id."""
+    if Path(path).exists() or "*" in path or Path(path).suffix in {".json", ".jsonl", ".parquet", ".txt"}:
+        return str(Path(path).absolute())
+    return path

@@ -1,0 +1,161 @@
+"""Scores of models on the recipe's evaluation sets, as records in the run directory."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bam_lora.data import tokenizer_digest
+from bam_lora.errors import UserError
+from bam_lora.evaluate import (
+    EvaluationSet,
+    Window,
+    bits_per_byte,
+    choose_window,
+    continue_text,
+    make_windows,
+    require_fit,
+    score,
+)
+from bam_lora.sources import TextSource, open_source, read_texts
+from bam_lora.store import digest, read_record, write_record
+
+SAMPLE_TOKENS = 60
+
+
+@dataclass(frozen=True)
+class SetSource:
+    """Where an evaluation set comes from; `documents` limits it to the first so many."""
+
+    name: str
+    role: str
+    where: TextSource
+    documents: int | None = None
+
+
+@dataclass(frozen=True)
+class Windowed:
+    """The evaluation of a run, ready to be scored: sets with their windows, and how they were cut."""
+
+    key: str
+    sets: tuple[EvaluationSet, ...]
+    windows: tuple[tuple[Window, ...], ...]
+    window_bytes: int
+    overlap_bytes: int
+
+
+def read_set(source: SetSource) -> EvaluationSet:
+    """Reads the documents of a set.
+
+    Raises:
+        UserError: If it cannot be read or holds no text.
+    """
+    documents = []
+    with tempfile.TemporaryDirectory() as cache:
+        opened = open_source(source.where, streaming=True, cache=Path(cache))
+        for _, text in read_texts(source.where, opened):
+            documents.append(text)
+            if source.documents is not None and len(documents) >= source.documents:
+                break
+    if not documents:
+        raise UserError.of(
+            source.where.path, expected="text to score", found="no rows with text", remedy="Check the file and column"
+        )
+    return EvaluationSet(source.name, source.role, tuple(documents))
+
+
+def prepare_evaluation(
+    sources: Sequence[SetSource], tokenizer: Any, path: Path | None, *, window_bytes: int | None,
+    overlap_bytes: int | None, context_tokens: int | None,
+) -> Windowed:  # fmt: skip
+    """Reads the sets once, keeps them at `path`, and cuts them into windows.
+
+    Args:
+        sources: The sets.
+        tokenizer: The base's tokenizer.
+        path: JSON record that holds the texts and the window from then on, or None to keep nothing.
+        window_bytes: Size of a window; None chooses the largest that fits.
+        overlap_bytes: Context before the scored bytes; None is a quarter of the window.
+        context_tokens: The base's context length, or None if unknown.
+    """
+    wanted = [[s.name, s.role, vars(s.where), s.documents] for s in sources]
+    key = digest([wanted, window_bytes, overlap_bytes, tokenizer_digest(tokenizer)])
+    record = read_record(path, key) if path else None
+    if record is None:
+        sets = [read_set(source) for source in sources]
+        size = window_bytes or choose_window(sets, tokenizer, context_tokens)
+        texts = [{"name": s.name, "role": s.role, "documents": list(s.documents)} for s in sets]
+        record = {"window_bytes": size, "overlap_bytes": _overlap(size, overlap_bytes), "sets": texts}
+        if path:
+            write_record(path, key, record)
+    sets = [EvaluationSet(s["name"], s["role"], tuple(s["documents"])) for s in record["sets"]]
+    size, overlap = record["window_bytes"], record["overlap_bytes"]
+    windows = tuple(tuple(make_windows(s.documents, tokenizer, size, overlap)) for s in sets)
+    for part, cut in zip(sets, windows, strict=True):
+        require_fit(cut, part.name, size, context_tokens)
+    texts_key = digest([[s.name, s.role, list(s.documents)] for s in sets])
+    return Windowed(digest([texts_key, size, overlap]), tuple(sets), windows, size, overlap)
+
+
+def _overlap(window_bytes: int, overlap_bytes: int | None) -> int:
+    overlap = window_bytes // 4 if overlap_bytes is None else overlap_bytes
+    if overlap >= window_bytes:
+        raise UserError.of(
+            "evaluation.overlap_bytes",
+            expected=f"less than the window of {window_bytes} bytes",
+            found=str(overlap),
+            remedy="Lower it or raise evaluation.window_bytes",
+        )
+    return overlap
+
+
+def score_sets(model: Any, tokenizer: Any, evaluation: Windowed, *, batch_size: int, dtype: str) -> dict[str, Any]:
+    """Scores one model on every set.
+
+    Returns:
+        {"window_bytes", "overlap_bytes", "seconds", "scores": [{"set", "role", "bits_per_byte", "stderr",
+        "documents", "bytes", "per_document": {"bits", "bytes"}}]}.
+    """
+    started = time.monotonic()
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    scores = []
+    for part, windows in zip(evaluation.sets, evaluation.windows, strict=True):
+        nats, sizes = score(model, windows, pad=pad, batch_size=batch_size, dtype=dtype)
+        value, stderr = bits_per_byte(nats, sizes)
+        scores.append(
+            {
+                "set": part.name,
+                "role": part.role,
+                "bits_per_byte": value,
+                "stderr": stderr,
+                "documents": len(part.documents),
+                "bytes": int(sizes.sum()),
+                # Differences between models are judged document by document, so each document's score is kept.
+                "per_document": {"bits": (nats / math.log(2)).tolist(), "bytes": [int(size) for size in sizes]},
+            }
+        )
+    return {
+        "window_bytes": evaluation.window_bytes,
+        "overlap_bytes": evaluation.overlap_bytes,
+        "seconds": time.monotonic() - started,
+        "scores": scores,
+    }
+
+
+def sample_texts(
+    model: Any, tokenizer: Any, prompts: Sequence[str], iteration: int, dtype: str
+) -> list[dict[str, Any]]:
+    """What a model writes after each prompt: [{"iteration", "prompt", "text"}]."""
+    return [
+        {
+            "iteration": iteration,
+            "prompt": prompt,
+            "text": continue_text(model, tokenizer, prompt, SAMPLE_TOKENS, dtype),
+        }
+        for prompt in prompts
+    ]

@@ -1,0 +1,275 @@
+"""The steps of a run, each a function from hashed inputs to one artefact; done again only if it does not verify."""
+
+from __future__ import annotations
+
+import gc
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bam_lora.adapters import Adapter
+from bam_lora.base import BaseFiles, Loading, adapted, count_linear_modules, load_model
+from bam_lora.branch import ADAPTER, AdapterSettings, BranchJob, train_branch
+from bam_lora.data import load_rows
+from bam_lora.folding import fold_into
+from bam_lora.interrupt import StopRequest
+from bam_lora.ledger import Ledger
+from bam_lora.merge import MergedAdapters
+from bam_lora.merge_methods import resolve_weights
+from bam_lora.plan import BranchPlan, IterationPlan, Plan
+from bam_lora.progress import RunProgress
+from bam_lora.recipe import Recipe
+from bam_lora.rundir import RunDirectory
+from bam_lora.scoring import Windowed, sample_texts, score_sets
+from bam_lora.store import digest, link_or_copy, new_folder, read_record, seal, verify, write_record
+
+
+class ModelSlot:
+    """Holds at most one loaded base: a 4-bit copy serves its branches and its scores, then makes room."""
+
+    def __init__(self) -> None:
+        self._key: tuple[str, Loading] | None = None
+        self._model: Any = None
+
+    def get(self, key: str, folder: Callable[[], Path], how: Loading) -> Any:
+        """The base with this key, loaded in this way; whatever else was held is freed first."""
+        if self._key != (key, how):
+            self.clear()
+            self._model = load_model(folder(), how)
+            self._key = (key, how)
+        return self._model
+
+    def clear(self) -> None:
+        """Frees the model."""
+        self._model = self._key = None
+        gc.collect()
+        import torch
+
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+@dataclass
+class Context:
+    """What every stage of one run works with."""
+
+    directory: RunDirectory
+    recipe: Recipe
+    plan: Plan
+    ledger: Ledger
+    original: BaseFiles  # the weights every fold starts from
+    start: Path  # the model the first iteration starts from: the original, or a finished run's result
+    tokenizer: Any
+    evaluation: Windowed | None
+    progress: RunProgress
+    stop: StopRequest
+    slot: ModelSlot = field(default_factory=ModelSlot)
+    verified: set[Path] = field(default_factory=set)  # folders whose every byte this process has hashed
+
+    @property
+    def training_load(self) -> Loading:
+        """How the base is held under the branches."""
+        chosen = self.recipe.quantization
+        return Loading(chosen.bits, chosen.type, chosen.double, chosen.compute_dtype)
+
+    @property
+    def scoring_load(self) -> Loading:
+        """How every model is held that is scored."""
+        chosen = self.recipe.quantization
+        bits = 4 if self.recipe.evaluation.precision == "4bit" else 16
+        return Loading(bits, chosen.type, chosen.double, chosen.compute_dtype)
+
+    def model(self, iteration: int, how: Loading) -> Any:
+        """The model after an iteration (0: as the run found it), loaded."""
+        return self.slot.get(self.ledger.key(iteration), lambda: base_folder(self, iteration), how)
+
+
+def base_folder(context: Context, iteration: int) -> Path:
+    """The full-precision model after an iteration; folded from the ledger if it is not on disk."""
+    if iteration == 0:
+        return context.start
+    fold_iteration(context, iteration)
+    return context.directory.folded(iteration)
+
+
+def train(context: Context, branch: BranchPlan, tokens_before: int) -> None:
+    """Trains one branch, or finds it done."""
+    progress, recipe = context.progress, context.recipe
+    folder = context.directory.branch(branch.iteration, branch.branch)
+    if verify(folder, branch.key) is None:
+        label = f"iteration {branch.iteration}/{len(context.plan.iterations)}, branch {branch.branch}"
+        progress.stage(f"{label}: loading the base")
+        model = context.model(branch.iteration - 1, context.training_load)
+        job = BranchJob(
+            label=f"{label}, slice {branch.slice}",
+            key=branch.key,
+            seed=branch.seed,
+            steps=branch.steps,
+            tokens=branch.tokens,
+            sequence_length=recipe.data.sequence_length,
+            adapter=AdapterSettings(
+                recipe.lora.r, recipe.lora.alpha, recipe.lora.target_modules, recipe.lora.dropout, recipe.lora.rslora
+            ),
+            arguments=recipe.training.sft_arguments(),
+            base_name=context.original.name,
+        )
+
+        def on_step(step: int, loss: float | None) -> None:
+            done = tokens_before + branch.tokens * step / branch.steps
+            progress.step(label, step, branch.steps, loss, done)
+
+        rows = load_rows(context.directory.data(branch.data), branch.rows)
+        train_branch(
+            model, context.training_load, context.tokenizer, rows, job, folder, on_step=on_step, stop=context.stop
+        )
+    progress.branch_done(tokens_before + branch.tokens)
+
+
+def score_model(context: Context, iteration: int, branch: int | None = None) -> None:
+    """Scores the model after an iteration, or one of its branches, unless that is done.
+
+    A branch is scored on the base it was trained on plus its adapter, at the precision of all scores of the run.
+    """
+    if context.evaluation is None:
+        return
+    directory = context.directory
+    folder = directory.iteration(iteration) if branch is None else directory.branch(iteration, branch)
+    adapter = None if branch is None else folder / ADAPTER
+    identity = context.ledger.key(iteration) if adapter is None else _adapter_key(context, iteration, folder)
+    how = context.scoring_load
+    key = digest([identity, context.evaluation.key, vars(how)])
+    if read_record(folder / "eval.json", key) is not None:
+        return
+    context.progress.stage("scoring " + _name(iteration, branch))
+    model = context.model(iteration if branch is None else iteration - 1, how)
+    with adapted(model, adapter) as subject:
+        scores = score_sets(
+            subject,
+            context.tokenizer,
+            context.evaluation,
+            batch_size=context.recipe.evaluation.batch_size,
+            dtype=how.compute_dtype,
+        )
+    record = {"format": 1, "iteration": iteration, "branch": branch, "precision": context.recipe.evaluation.precision}
+    write_record(folder / "eval.json", key, {**record, "linear_modules": count_linear_modules(model), **scores})
+    summary = ", ".join(f"{s['set']} {s['bits_per_byte']:.4f}" for s in scores["scores"])
+    context.progress.say(f"{_name(iteration, branch)}: {summary} bits per byte")
+
+
+def _adapter_key(context: Context, iteration: int, folder: Path) -> str:
+    manifest = verify(folder, quick=True)
+    assert manifest is not None, folder
+    return digest([context.ledger.key(iteration - 1), manifest["files"][f"{ADAPTER}/adapter_model.safetensors"]])
+
+
+def _name(iteration: int, branch: int | None) -> str:
+    if branch is not None:
+        return f"iteration {iteration}, branch {branch}"
+    return f"merged model of iteration {iteration}" if iteration else "base"
+
+
+def merge(context: Context, iteration: IterationPlan) -> None:
+    """Merges the branches' deltas and enters them into the ledger, unless that is done."""
+    directory, number = context.directory, iteration.iteration
+    folders = [directory.branch(number, branch.branch) / ADAPTER for branch in iteration.branches]
+    adapters = [Adapter.open(folder) for folder in folders]
+    wanted = iteration.merge
+    weights = resolve_weights(wanted["weights"], len(adapters), iteration.tokens, wanted["scale"])
+    key = digest([[adapter.hashes() for adapter in adapters], wanted["method"], weights])
+    path = directory.iteration(number) / "merge.json"
+    if read_record(path, key) is not None and len(context.ledger.iterations) >= number:
+        return
+    context.progress.stage(f"iteration {number}: merging {len(adapters)} branches")
+    started = time.monotonic()
+    merged = MergedAdapters(adapters, weights, wanted["method"])
+    coefficients = {name: merged.coefficients(name) for name in merged.names()}
+    names = [folder.relative_to(directory.root).as_posix() for folder in folders]
+    context.ledger.record(number, names, wanted["method"], coefficients)
+    context.ledger.save()
+    statistics = merged.statistics()
+    record = {
+        "iteration": number,
+        "method": wanted["method"],
+        "weights": weights,
+        "tokens": iteration.tokens,
+        "seconds": time.monotonic() - started,
+    }
+    write_record(path, key, {**record, **statistics})
+
+
+def fold_iteration(context: Context, iteration: int) -> None:
+    """Folds the ledger up to an iteration into the original weights, unless that model is there already."""
+    directory, ledger = context.directory, context.ledger
+    key = ledger.key(iteration)
+    target = directory.folded(iteration)
+    facts_file = directory.iteration(iteration) / "fold.json"
+    if read_record(facts_file, key) is not None and verify(target, key, quick=target in context.verified) is not None:
+        context.verified.add(target)
+        return
+    context.progress.stage(f"iteration {iteration}: folding into the full-precision weights")
+    facts = fold_into(context.original.folder, ledger.view(iteration), target, key=key)
+    kept = {name: facts[name] for name in ("seconds", "bytes", "weight_norm", "delta_norm")}
+    write_record(facts_file, key, {"iteration": iteration, **kept})
+    context.verified.add(target)
+
+
+def drop_bases(context: Context, before: int) -> None:
+    """Deletes folded models that nothing needs any more; any of them can be rebuilt from the ledger."""
+    if context.recipe.keep.bases == "all":
+        return
+    for number in range(1, before):
+        shutil.rmtree(context.directory.folded(number), ignore_errors=True)
+
+
+def write_samples(context: Context, iteration: int) -> None:
+    """What the model after an iteration writes after the recipe's prompts, unless that is done."""
+    prompts = context.recipe.evaluation.samples
+    if not prompts:
+        return
+    path, identity = context.directory.samples, context.ledger.key(iteration)
+    record = read_record(path) or {"samples": [], "models": {}}
+    key = digest([identity, list(prompts), vars(context.scoring_load)])
+    if record["models"].get(str(iteration)) == key:
+        return
+    context.progress.stage(f"writing samples with the {_name(iteration, None)}")
+    how = context.scoring_load
+    model = context.model(iteration, how)
+    others = [sample for sample in record["samples"] if sample["iteration"] != iteration]
+    new = sample_texts(model, context.tokenizer, prompts, iteration, how.compute_dtype)
+    models = {**record["models"], str(iteration): key}
+    samples = sorted(others + new, key=lambda sample: sample["iteration"])
+    write_record(path, "samples", {"samples": samples, "models": models})
+
+
+def write_result(context: Context) -> None:
+    """The size of the whole change: |ΔW| against the original base, absolute and relative to the weights it changes."""
+    directory, last = context.directory, len(context.plan.iterations)
+    key = context.ledger.key(last)
+    if read_record(directory.result, key) is not None:
+        return
+    fold = read_record(directory.iteration(last) / "fold.json", key)
+    assert fold is not None
+    relative = fold["delta_norm"] / fold["weight_norm"] if fold["weight_norm"] else None
+    write_record(directory.result, key, {"delta_norm": fold["delta_norm"], "delta_relative": relative})
+
+
+def write_model(context: Context, card: str) -> None:
+    """Puts the last folded model, its tokenizer and its card at `model/`, unless it is there."""
+    directory, last = context.directory, len(context.plan.iterations)
+    key = context.ledger.key(last)
+    if verify(directory.model, key) is None:
+        source = base_folder(context, last)
+        manifest = verify(source, key, quick=True)
+        assert manifest is not None
+        with new_folder(directory.model) as folder:
+            for name in manifest["files"]:
+                link_or_copy(source / name, folder / name)
+            hashes = {name: file["sha256"] for name, file in manifest["files"].items()}
+            seal(folder, key, {}, hashes=hashes)
+            # The card may be edited by its owner, so it is not part of what has to verify.
+            (folder / "README.md").write_text(card, encoding="utf-8")
+    if context.recipe.keep.bases == "none":
+        drop_bases(context, last + 1)

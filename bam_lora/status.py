@@ -1,0 +1,85 @@
+"""Where a run is and what is left, from what is on disk; loads no torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from bam_lora.errors import UserError
+from bam_lora.store import MANIFEST, read_record
+
+
+def describe_run(root: Path) -> str:
+    """A few lines about a run.
+
+    Raises:
+        UserError: If the folder is not a run.
+    """
+    if not (root / "recipe.yaml").is_file():
+        raise UserError.of(str(root), expected="a run directory", found="no recipe.yaml in it", remedy="Check the path")
+    plan = read_record(root / "plan.json")
+    if plan is None:
+        return f"{root}: started; the data is not prepared yet"
+    branches = [branch for iteration in plan["iterations"] for branch in iteration["branches"]]
+    done = [branch for branch in branches if _branch_done(root, branch)]
+    trained = sum(branch["tokens"] for branch in done)
+    total = sum(branch["tokens"] for branch in branches)
+    finished = (root / "model" / MANIFEST).exists() and (root / "report.json").exists() and len(done) == len(branches)
+    lines = [
+        f"{root}: {plan['strategy']}, {'finished' if finished else _lock_state(root)}",
+        f"  trained    {len(done)} of {len(branches)} branches, {trained:,} of {total:,} tokens",
+        f"  merged     {_merged(root, plan)} of {len(plan['iterations'])} iterations",
+    ]
+    for branch in branches:
+        step = _newest_step(root, branch)
+        if step and not _branch_done(root, branch):
+            place = f"iteration {branch['iteration']}, branch {branch['branch']}"
+            lines.append(f"  under way  {place}: step {step} of {branch['steps']}")
+    scores = _newest_scores(root, plan)
+    if scores:
+        lines.append(f"  scores     {scores}")
+    if finished:
+        lines.append(f"  model      {root / 'model'}")
+    else:
+        lines.append(f"  go on with: bam-lora run {root / 'recipe.yaml'} --output {root}")
+    return "\n".join(lines)
+
+
+def _folder(root: Path, branch: dict[str, Any]) -> Path:
+    return root / "iterations" / f"{branch['iteration']:02}" / f"branch-{branch['branch']}"
+
+
+def _branch_done(root: Path, branch: dict[str, Any]) -> bool:
+    return read_record(_folder(root, branch) / MANIFEST, branch["key"]) is not None
+
+
+def _merged(root: Path, plan: dict[str, Any]) -> int:
+    folders = (root / "iterations" / f"{iteration['iteration']:02}" for iteration in plan["iterations"])
+    return sum(read_record(folder / "merge.json") is not None for folder in folders)
+
+
+def _newest_step(root: Path, branch: dict[str, Any]) -> int | None:
+    folders = (_folder(root, branch) / "checkpoints").glob(f"checkpoint-*/{MANIFEST}")
+    return max((int(path.parent.name.rpartition("-")[2]) for path in folders), default=None)
+
+
+def _newest_scores(root: Path, plan: dict[str, Any]) -> str | None:
+    for number in range(len(plan["iterations"]), -1, -1):
+        record = read_record(root / "iterations" / f"{number:02}" / "eval.json")
+        if record:
+            where = f"after iteration {number}" if number else "base"
+            values = ", ".join(f"{score['set']} {score['bits_per_byte']:.4f}" for score in record["scores"])
+            return f"{where}: {values} bits per byte"
+    return None
+
+
+def _lock_state(root: Path) -> str:
+    """Whether some process works on the run now."""
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(str(root / ".lock"), timeout=0)
+    try:
+        with lock:
+            return "stopped"
+    except Timeout:
+        return "running"

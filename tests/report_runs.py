@@ -1,0 +1,195 @@
+"""Writes run directories as a run leaves them, with numbers of a likely size, for the tests of the report.
+
+`python tests/report_runs.py` rewrites the golden file after a wanted change of the format.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from bam_lora import store
+
+GOLDEN = Path(__file__).parent / "golden" / "report.json"
+BRANCH_TOKENS = 125_000
+SETS = [("docs.de", "target", 120, 480_000), ("stories.de", "target", 80, 120_000), ("docs.en", "source", 150, 600_000)]
+BASE_SCORES = {"docs.de": 2.4137, "stories.de": 2.6521, "docs.en": 1.1372}
+FINAL = {
+    "bam": {"docs.de": 1.4216, "stories.de": 1.6033, "docs.en": 1.1694},
+    "single": {"docs.de": 1.3871, "stories.de": 1.5582, "docs.en": 1.2458},
+}
+
+
+def record(path: Path, value: dict[str, Any]) -> None:
+    """Like `store.write_record`, without its fsync: hundreds of them would take most of the tests' time."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    body = {**value, "key": "k" * 64}
+    path.write_text(json.dumps({**body, "sha256": store.digest(body)}, indent=2), encoding="utf-8")
+
+
+def write_run(
+    folder: Path,
+    *,
+    strategy: str = "bam",
+    iterations: int = 2,
+    branches: int = 2,
+    done: int | None = None,
+    final: dict[str, float] | None = None,
+    stderr: float = 0.008,
+    base: str = "example/en-docs-8m",
+    sample: str = "Der Befehl schreibt die Datei in den Ordner.",
+    source: str = "texts/de_docs.train.jsonl",
+    total_tokens: int = 4 * BRANCH_TOKENS,
+    precision: str = "4bit",
+    paired: bool = False,
+) -> Path:
+    """A run of `iterations` x `branches`, `done` of them carried out (all by default)."""
+    done = iterations if done is None else done
+    final = final or FINAL["single" if strategy == "single" else "bam"]
+    tokens = total_tokens // (iterations * branches)
+    _recipe(folder, strategy, iterations * branches, branches, base, source)
+    _plan(folder, strategy, iterations, branches, tokens, source)
+    _around(folder, sample, done)
+    how = {"stderr": stderr, "precision": precision, "paired": paired}
+    _evaluation(folder / "iterations/00", 0, None, BASE_SCORES, **how)
+    for t in range(1, done + 1):
+        share = (t / iterations) ** 0.6
+        scores = {name: BASE_SCORES[name] + share * (final[name] - BASE_SCORES[name]) for name in final}
+        path = folder / f"iterations/{t:02d}"
+        for k in range(1, branches + 1):
+            off = {name: score + 0.006 * k + 0.004 for name, score in scores.items()}
+            _branch(path / f"branch-{k}", t, k, tokens)
+            _evaluation(path / f"branch-{k}", t, k, off, **how)
+        _merge(path, t, branches, tokens)
+        _evaluation(path, t, None, scores, **how)
+    if done == iterations:
+        record(folder / "result.json", {"delta_norm": 13.25 if strategy == "bam" else 17.5, "delta_relative": 0.0312})
+    return folder
+
+
+def _recipe(folder: Path, strategy: str, slices: int, branches: int, base: str, source: str) -> None:
+    recipe = {
+        "base": base,
+        "revision": None,
+        "strategy": strategy,
+        "mode": "text",
+        "data": {
+            "target": [{"path": source, "name": "deu_Latn", "tokens": 400_000}],
+            "replay": [{"path": "texts/en_docs.train.jsonl", "name": None, "tokens": 100_000}],
+            "replay_share": 0.2,
+        },
+        "bam": {"slices": slices, "branches": branches, "merge": {"method": "linear", "weights": "uniform"}},
+        "lora": {"r": 64, "alpha": 128},
+        "seed": 7,
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
+
+
+def _plan(folder: Path, strategy: str, iterations: int, branches: int, tokens: int, source: str) -> None:
+    total = iterations * branches * tokens
+    planned = []
+    for t in range(1, iterations + 1):
+        items = []
+        for k in range(1, branches + 1):
+            index = (t - 1) * branches + k - 1
+            item = {"branch": k, "slice": index + 1, "rows": [61 * index, 61 * (index + 1)], "seed": 700 + index}
+            shares = {"target_tokens": tokens * 4 // 5, "replay_tokens": tokens // 5, "tokens": tokens}
+            items.append({**item, **shares, "sequences": 61, "steps": 40})
+        planned.append({"iteration": t, "branches": items})
+    sources = [
+        {
+            "path": source,
+            "role": "target",
+            "documents": 1840,
+            "tokens": 612_000,
+            "used_tokens": 400_000,
+            "bytes": 2_410_000,
+        },
+        {
+            "path": "texts/en_docs.train.jsonl",
+            "role": "replay",
+            "documents": 990,
+            "tokens": 300_000,
+            "used_tokens": 100_000,
+            "bytes": 1_190_000,
+        },
+    ]
+    counts = {"target_tokens": total * 4 // 5, "replay_tokens": total // 5, "train_tokens": total}
+    plan = {"format": 1, "strategy": strategy, "slices": iterations * branches, "branches": branches, "threads": 2}
+    data = {**counts, "sources": sources}
+    record(folder / "plan.json", {**plan, "sequence_length": 2048, "data": data, "iterations": planned})
+
+
+def _around(folder: Path, sample: str, done: int) -> None:
+    versions = {"bam_lora": "0.1.0", "torch": "2.13.0", "transformers": "5.23.0"}
+    machine = {"device": "cpu", "threads": 2, "python": "3.11.9", "platform": "Linux x86_64"}
+    record(folder / "environment.json", {"versions": versions, **machine, "command": "bam-lora run recipe.yaml"})
+    session = {"started": "2026-01-05T10:00:00Z", "ended": "2026-01-05T10:09:40Z", "seconds": 580.5}
+    record(
+        folder / "sessions.json", {"sessions": [{**session, "peak_rss_bytes": 1_480_000_000, "peak_gpu_bytes": None}]}
+    )
+    record(folder / "data/facts.json", {"seconds": 11.75})
+    prompt = "Der Befehl"
+    samples = [{"iteration": 0, "prompt": prompt, "text": " the command die of the file is"}]
+    if done:
+        samples.append({"iteration": done, "prompt": prompt, "text": sample})
+    record(folder / "samples.json", {"samples": samples})
+
+
+def _evaluation(
+    folder: Path,
+    iteration: int,
+    branch: int | None,
+    scores: dict[str, float],
+    *,
+    stderr: float | None,
+    precision: str,
+    paired: bool,
+) -> None:
+    entries = []
+    for name, role, count, size in SETS:
+        entry = {"set": name, "role": role, "bits_per_byte": scores[name], "stderr": stderr}
+        entry |= {"documents": count, "bytes": size}
+        if paired:
+            # Documents differ by a bit either way, the same in every model, and by a thousandth from model to model.
+            wobble = [(1 if i % 2 else -1) * 1.0 + 0.001 * math.sin(i * (iteration + 2)) for i in range(count)]
+            bits = [(scores[name] + w) * size / count for w in wobble]
+            entry["per_document"] = {"bits": bits, "bytes": [size // count] * count}
+        entries.append(entry)
+    settings = {"format": 1, "precision": precision, "window_bytes": 8192, "overlap_bytes": 2048, "seconds": 9.5}
+    record(folder / "eval.json", {**settings, "iteration": iteration, "branch": branch, "scores": entries})
+
+
+def _branch(folder: Path, iteration: int, branch: int, tokens: int) -> None:
+    lines = []
+    for step in range(1, 41):
+        loss = 2.0 / iteration + 1.8 * math.exp(-step / 12) + 0.05 * math.sin(step * (branch + 1))
+        lines.append({"step": step, "loss": round(loss, 4), "learning_rate": 2e-4, "tokens": step * tokens // 40})
+    text = "\n".join(json.dumps(line) for line in lines)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "metrics.jsonl").write_text(text + "\n", encoding="utf-8")
+    facts = {"seconds": 104.25, "steps": 40, "tokens": tokens, "loss_first": lines[0]["loss"]}
+    facts |= {"loss_last": lines[-1]["loss"], "peak_gpu_bytes": None}
+    record(folder / store.MANIFEST, {"format": 1, "facts": facts, "files": {}})
+
+
+def _merge(folder: Path, iteration: int, branches: int, tokens: int) -> None:
+    weights, norms = [1 / branches] * branches, [11.5 + 0.25 * k for k in range(branches)]
+    cosine = 0.412 if branches > 1 else None
+    merge = {"iteration": iteration, "method": "linear", "weights": weights, "tokens": [tokens] * branches}
+    statistics = {"delta_norms": norms, "merged_norm": 9.75, "cosine": cosine, "tensors": {}}
+    record(folder / "merge.json", {**merge, "seconds": 0.75, **statistics})
+    record(folder / "fold.json", {"iteration": iteration, "seconds": 1.25, "bytes": 16_800_000, "weight_norm": 424.5})
+
+
+if __name__ == "__main__":
+    from bam_lora.report import collect
+
+    with tempfile.TemporaryDirectory() as root:
+        store.write_json(GOLDEN, collect(write_run(Path(root) / "bam")))

@@ -1,0 +1,220 @@
+"""A branch equals a plain SFTTrainer run, resumes bit for bit, and leaves the base as it was."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import GERMAN, write_jsonl
+
+from bam_lora.base import Loading, adapted, branch_view, count_linear_modules, load_model, load_tokenizer
+from bam_lora.branch import AdapterSettings, BranchJob, train_branch
+from bam_lora.data import Layout, TrainingSource, load_rows, prepare
+from bam_lora.errors import Interrupted, UserError
+from bam_lora.interrupt import StopRequest
+from bam_lora.sources import TextSource
+from bam_lora.store import hash_file
+
+HOW = Loading(4)
+
+
+@pytest.fixture(scope="module")
+def model(tiny_base: Path) -> Any:
+    return load_model(tiny_base, HOW)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_base: Path) -> Any:
+    return load_tokenizer(tiny_base)
+
+
+@pytest.fixture(scope="module")
+def rows(tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    folder = tmp_path_factory.mktemp("rows")
+    source = TrainingSource(TextSource(str(write_jsonl(folder / "german.jsonl", GERMAN))), "target")
+    layout = Layout(slices=1, sequence_length=64, slicing="random", replay_share=0.0, seed=0)
+    facts = prepare([source], layout, tokenizer, folder / "01", key="k", say=lambda text: None)
+    return load_rows(folder / "01", tuple(facts["slices"][0]["rows"]))
+
+
+def job(**changes: Any) -> BranchJob:
+    arguments = {
+        "learning_rate": 5e-3,
+        "per_device_train_batch_size": 2,
+        "gradient_accumulation_steps": 2,
+        "logging_steps": 1,
+        "save_steps": 3,
+        "lr_scheduler_type": "cosine",
+        "activation_checkpointing": False,
+        "gradient_checkpointing": False,
+        **changes.pop("arguments", {}),
+    }
+    values = {
+        "label": "iteration 1/1, branch 1, slice 1",
+        "key": "key",
+        "seed": 7,
+        "steps": 8,
+        "tokens": 1600,
+        "sequence_length": 64,
+        "adapter": AdapterSettings(r=4, alpha=8, target_modules="all-linear"),
+        "base_name": "tiny",
+    }
+    return BranchJob(**{**values, **changes}, arguments=arguments)
+
+
+def train(
+    folder: Path, model: Any, tokenizer: Any, rows: Any, todo: BranchJob, stop_at: int | None = None
+) -> dict[str, Any]:
+    stop = StopRequest()
+
+    def on_step(step: int, loss: float | None) -> None:
+        if step == stop_at:
+            stop.signal_name = "SIGTERM"
+
+    return train_branch(model, HOW, tokenizer, rows, todo, folder, on_step=on_step, stop=stop)
+
+
+def weights(folder: Path) -> str:
+    return hash_file(folder / "adapter" / "adapter_model.safetensors")
+
+
+def state(model: Any) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in model.state_dict().items() if isinstance(value, torch.Tensor)}
+
+
+def test_branch_equals_plain_sft_trainer(
+    tmp_path: Path, tiny_base: Path, model: Any, tokenizer: Any, rows: Any
+) -> None:
+    from peft import LoraConfig
+    from safetensors.torch import load_file
+    from trl import SFTConfig, SFTTrainer
+
+    train(tmp_path / "ours", model, tokenizer, rows, job())
+    arguments = SFTConfig(
+        **job().arguments, output_dir=str(tmp_path / "plain"), max_steps=8, seed=7, data_seed=7, use_cpu=True,
+        packing=True, packing_strategy="bfd_split", max_length=64, dataset_kwargs={"skip_prepare_dataset": True},
+        report_to="none", disable_tqdm=True, save_strategy="no", warmup_steps=0,
+    )  # fmt: skip
+    config = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM")
+    plain = SFTTrainer(
+        load_model(tiny_base, HOW), args=arguments, train_dataset=rows, processing_class=tokenizer, peft_config=config
+    )
+    for parameter in plain.model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    plain.train()
+    plain.model.save_pretrained(tmp_path / "plain")
+    ours, theirs = (load_file(tmp_path / path / "adapter_model.safetensors") for path in ("ours/adapter", "plain"))
+    assert ours.keys() == theirs.keys()
+    for name, value in ours.items():
+        assert value.dtype == torch.float32
+        assert torch.equal(value, theirs[name]), name
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_resume_is_equal_bit_for_bit(
+    tmp_path: Path, model: Any, tokenizer: Any, rows: Any, checkpointing: bool
+) -> None:
+    todo = job(arguments={"activation_checkpointing": checkpointing}, adapter=AdapterSettings(4, 8, "all-linear", 0.1))
+    train(tmp_path / "whole", model, tokenizer, rows, todo)
+    with pytest.raises(Interrupted):
+        train(tmp_path / "cut", model, tokenizer, rows, todo, stop_at=4)
+    assert not (tmp_path / "cut" / "done.json").exists()
+    facts = train(tmp_path / "cut", model, tokenizer, rows, todo)
+    assert weights(tmp_path / "cut") == weights(tmp_path / "whole")
+    assert facts["steps"] == 8
+    lines = [json.loads(line) for line in (tmp_path / "cut" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(1, 9))
+    losses = [json.loads(line)["loss"] for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["loss"] for line in lines] == losses
+    assert not (tmp_path / "cut" / "checkpoints").exists()
+
+
+@pytest.mark.parametrize("damage", ["truncate", "flip", "no manifest", "no optimizer"])
+def test_a_damaged_checkpoint_is_passed_over(
+    tmp_path: Path, model: Any, tokenizer: Any, rows: Any, damage: str
+) -> None:
+    train(tmp_path / "whole", model, tokenizer, rows, job())
+    with pytest.raises(Interrupted):
+        train(tmp_path / "cut", model, tokenizer, rows, job(), stop_at=6)
+    checkpoints = sorted((tmp_path / "cut" / "checkpoints").glob("checkpoint-*"))
+    newest = checkpoints[-1]
+    assert len(checkpoints) >= 2
+    optimizer = newest / "optimizer.pt"
+    if damage == "truncate":
+        optimizer.write_bytes(optimizer.read_bytes()[:-100])
+    elif damage == "flip":
+        data = bytearray(optimizer.read_bytes())
+        data[len(data) // 2] ^= 1
+        optimizer.write_bytes(bytes(data))
+    elif damage == "no manifest":
+        (newest / "done.json").unlink()
+    else:
+        optimizer.unlink()
+    train(tmp_path / "cut", model, tokenizer, rows, job())
+    assert weights(tmp_path / "cut") == weights(tmp_path / "whole")
+
+
+def test_a_second_branch_on_the_same_base_equals_one_on_a_fresh_base(
+    tmp_path: Path, tiny_base: Path, model: Any, tokenizer: Any, rows: Any
+) -> None:
+    before, modules = state(model), [(name, type(module)) for name, module in model.named_modules()]
+    train(tmp_path / "first", model, tokenizer, rows, job(arguments={"activation_checkpointing": True}))
+    train(tmp_path / "second", model, tokenizer, rows, job(seed=8))
+    train(tmp_path / "fresh", load_model(tiny_base, HOW), tokenizer, rows, job(seed=8))
+    assert weights(tmp_path / "second") == weights(tmp_path / "fresh") != weights(tmp_path / "first")
+    after = state(model)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert [(name, type(module)) for name, module in model.named_modules()] == modules
+    assert not any(module._forward_hooks for module in model.modules())
+    assert "forward" not in vars(model)
+
+
+def test_scoring_in_between_changes_nothing(tmp_path: Path, model: Any, tokenizer: Any, rows: Any) -> None:
+    train(tmp_path / "a", model, tokenizer, rows, job(steps=2))
+    with torch.inference_mode(), adapted(model, tmp_path / "a" / "adapter") as subject:
+        subject(torch.tensor([[0, 5, 6, 7]]))
+        subject.generate(torch.tensor([[0, 5, 6, 7]]), max_new_tokens=3, pad_token_id=2)
+    train(tmp_path / "b", model, tokenizer, rows, job(steps=2))
+    assert weights(tmp_path / "a") == weights(tmp_path / "b")
+
+
+def test_the_base_is_four_bit_and_shared(model: Any) -> None:
+    assert count_linear_modules(model) == {"4bit": 14, "8bit": 0, "unquantised": 1}
+    view = branch_view(model)
+    for (name, mine), (_, theirs) in zip(model.named_parameters(), view.named_parameters(), strict=True):
+        assert mine is theirs, name
+    packed = [p for name, p in model.named_parameters() if "proj" in name]
+    assert all(p.dtype == torch.uint8 for p in packed)
+
+
+class Poisoned(torch.autograd.Function):
+    """Identity whose gradient is NaN."""
+
+    @staticmethod
+    def forward(ctx: Any, value: torch.Tensor) -> torch.Tensor:
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+        return gradient * float("nan")
+
+
+@pytest.fixture
+def poisoned(model: Any) -> Iterator[Any]:
+    """The base with a NaN in the gradient of its last layer's output."""
+    view = branch_view(model)
+    view.model.norm.register_forward_hook(lambda module, inputs, output: Poisoned.apply(output))
+    return view
+
+
+def test_non_finite_gradients_stop_before_the_update(tmp_path: Path, poisoned: Any, tokenizer: Any, rows: Any) -> None:
+    words = r"iteration 1/1, branch 1, slice 1, step 1: expected a finite gradient, found NaN or infinity\. Lower"
+    with pytest.raises(UserError, match=words):
+        train(tmp_path / "x", poisoned, tokenizer, rows, job())
+    assert not (tmp_path / "x" / "done.json").exists()
+    assert not (tmp_path / "x" / "adapter").exists()

@@ -1,0 +1,172 @@
+"""Merge methods against dense float64 references."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numerics_helpers import delta, gaussian
+
+from bam_lora.adapters import Factors
+from bam_lora.errors import UserError
+from bam_lora.merge import (
+    Coefficients,
+    gram,
+    linear,
+    resolve_weights,
+    stack,
+)
+
+SIZES = st.integers(1, 9)
+
+
+@st.composite
+def branches(draw: st.DrawFn) -> tuple[list[Factors | None], list[float]]:
+    """A few deltas of one small weight, of any ranks, one of them perhaps missing."""
+    rows, columns, count = draw(SIZES), draw(SIZES), draw(st.integers(1, 4))
+    factors: list[Factors | None] = []
+    for number in range(count):
+        rank, seed = draw(st.integers(1, 5)), draw(st.integers(0, 999))
+        dtype = draw(st.sampled_from([torch.float32, torch.bfloat16, torch.float16]))
+        A_ri = gaussian(rank, columns, seed=seed, dtype=dtype)
+        B_or = gaussian(rows, rank, seed=seed + 1, dtype=dtype)
+        scaling = draw(st.floats(0.1, 4))
+        factors.append(None if number and draw(st.booleans()) else Factors(A_ri, B_or, scaling))
+    return factors, draw(st.lists(st.floats(-2, 2), min_size=count, max_size=count))
+
+
+def dense(factors: list[Factors | None], weights: list[float]) -> torch.Tensor:
+    """Σ wₖ·ΔWₖ in float64."""
+    parts = [
+        weight * delta(factor.A_ri, factor.B_or, factor.scaling)
+        for factor, weight in zip(factors, weights, strict=True)
+        if factor is not None
+    ]
+    return torch.stack(parts).sum(0)
+
+
+def product(stacked: tuple[torch.Tensor, torch.Tensor] | None) -> torch.Tensor:
+    assert stacked is not None
+    assert stacked[0].dtype == stacked[1].dtype == torch.float32
+    return stacked[0].double() @ stacked[1].double()
+
+
+@settings(max_examples=200, deadline=None)
+@given(branches())
+def test_linear_is_the_weighted_sum(case: tuple[list[Factors | None], list[float]]) -> None:
+    factors, weights = case
+    got = product(stack(factors, linear(factors, weights)))
+    pairs = zip(factors, weights, strict=True)
+    # Against the size of the parts: the sum itself may cancel.
+    size = sum(abs(w) * float(delta(f.A_ri, f.B_or, f.scaling).norm()) for f, w in pairs if f is not None)
+    assert float((got - dense(factors, weights)).norm()) <= 1e-6 * size + 1e-30
+
+
+@settings(max_examples=50, deadline=None)
+@given(branches(), st.randoms(use_true_random=False))
+def test_the_order_of_branches_does_not_matter(case: Any, random: Any) -> None:
+    factors, weights = case
+    order = random.sample(range(len(factors)), len(factors))
+    one = product(stack(factors, linear(factors, weights)))
+    other_factors, other_weights = [factors[i] for i in order], [weights[i] for i in order]
+    other = product(stack(other_factors, linear(other_factors, other_weights)))
+    torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+
+
+@settings(max_examples=50, deadline=None)
+@given(SIZES, SIZES, st.integers(1, 5), st.integers(0, 999))
+def test_weight_one_on_one_adapter_returns_it(rows: int, columns: int, rank: int, seed: int) -> None:
+    factors = Factors(gaussian(rank, columns, seed=seed), gaussian(rows, rank, seed=seed + 1), 2.0)
+    stacked = stack([factors, factors], linear([factors, factors], [1.0, 0.0]))
+    assert stacked is not None
+    assert torch.equal(stacked[0][:, :rank], factors.B_or * 2)
+    assert torch.equal(stacked[1][:rank], factors.A_ri)
+    assert not stacked[0][:, rank:].any()
+
+
+def test_realistic_sizes_are_exact() -> None:
+    factors = [
+        Factors(gaussian(64, 2048, seed=k, scale=0.02), gaussian(5632, 64, seed=9 + k, scale=1e-3), 2.0) for k in (1, 2)
+    ]
+    weights = [0.3, 0.7]
+    want = dense(list(factors), weights)
+    got = product(stack(factors, linear(factors, weights)))
+    assert float((got - want).norm() / want.norm()) < 1e-7
+    assert abs(gram(*factors)) < 0.01 * gram(factors[0], factors[0])
+    stacked = stack(factors, linear(factors, weights))
+    assert stacked is not None
+    merged = Factors(A_ri=stacked[1], B_or=stacked[0], scaling=1.0)
+    assert math.isclose(math.sqrt(gram(merged, merged)), float(want.norm()), rel_tol=1e-7)
+
+
+@settings(max_examples=50, deadline=None)
+@given(branches())
+def test_diagonal_and_matrix_coefficients(case: tuple[list[Factors | None], list[float]]) -> None:
+    factors, _ = case
+    present = [factor for factor in factors if factor is not None]
+    B = torch.cat([f.scaling * f.B_or.double() for f in present], dim=1)
+    A = torch.cat([f.A_ri.double() for f in present])
+    M = gaussian(len(A), len(A), seed=5).double()
+    for coefficients, want in (
+        (Coefficients("matrix", M), B @ M @ A),
+        (Coefficients("diagonal", M[0]), B @ torch.diag(M[0]) @ A),
+    ):
+        assert Coefficients.from_json(json.loads(json.dumps(coefficients.to_json()))) == coefficients
+        error = float((product(stack(factors, coefficients)) - want).norm())
+        assert error <= 1e-6 * float((B.abs() @ M.abs() @ A.abs()).norm())
+
+
+def test_no_branch_changes_it() -> None:
+    assert stack([None, None], Coefficients.scalar([0.5, 0.5])) is None
+
+
+def test_coefficients_are_finite() -> None:
+    with pytest.raises(UserError, match=r"scalar merge coefficients: expected finite numbers"):
+        Coefficients.scalar([1.0, float("nan")])
+    huge = Factors(torch.ones(1, 1), torch.full((1, 1), 3e38), 1.0)
+    with pytest.raises(UserError, match=r"numbers within fp32, found an overflow"):
+        stack([huge], Coefficients.scalar([10.0]))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "want"),
+    [
+        (("uniform", 4), [0.25] * 4),
+        (("tokens", 2, [300, 100]), [0.75, 0.25]),
+        (("tokens", 2, [300, 100], 2.0), [1.5, 0.5]),
+        (([0.7, 0.6], 2), [0.7, 0.6]),  # as given, not normalised
+        (([1.0, -0.5], 2, None, 0.5), [0.5, -0.25]),
+        (([0.5, 0.3, 0.2], 2), [0.625, 0.375]),  # a short last group keeps the sum
+        (([2.0, 1.0], 1), [3.0]),
+        (([1], 1), [1.0]),
+    ],
+)
+def test_weights(arguments: tuple[Any, ...], want: list[float]) -> None:
+    assert resolve_weights(*arguments) == pytest.approx(want, abs=1e-15)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("uniform", 0), "expected at least one branch, found 0"),
+        (("best", 2), "uniform.*found 'best'"),
+        (("tokens", 2), "expected the tokens of 2 branches"),
+        (("tokens", 2, [0, 0]), "not all zero"),
+        (("tokens", 2, [1, float("nan")]), "tokens of 2 branches"),
+        (([1.0], 2), "expected 2 numbers, found 1"),
+        (([0.0, 0.0], 2), "sum is not zero"),
+        (([1.0, -1.0], 2), "sum is not zero"),
+        (([1.0, -1.0, 5.0], 2), "first 2 do not sum to zero"),
+        (([1.0, float("inf")], 2), "expected finite numbers"),
+        (("uniform", 2, None, 0.0), "sum is not zero"),
+        (("uniform", 2, None, float("nan")), "expected finite numbers"),
+    ],
+)
+def test_weights_that_give_nothing(arguments: tuple[Any, ...], words: str) -> None:
+    with pytest.raises(UserError, match=f"merge weights: .*{words}.*Change the weights"):
+        resolve_weights(*arguments)
