@@ -118,6 +118,29 @@ def context_length(folder: Path) -> int | None:
     return int(length) if length else None
 
 
+def require_fitting_base(name: str, folder: Path, tokenizer: Any, sequence_length: int) -> None:
+    """Checks what training needs of a base.
+
+    Raises:
+        UserError: If its tokenizer has no EOS token, or sequences would be longer than its context.
+    """
+    if tokenizer.eos_token_id is None:
+        raise UserError.of(
+            f"tokenizer of {name}",
+            expected="an end-of-sequence token",
+            found="none",
+            remedy="Set `eos_token` in its tokenizer_config.json",
+        )
+    limit = context_length(folder)
+    if limit is not None and sequence_length > limit:
+        raise UserError.of(
+            "data.sequence_length",
+            expected=f"at most {limit}, the base's context length",
+            found=str(sequence_length),
+            remedy="Lower it",
+        )
+
+
 def device() -> str:
     """The device to train on: the accelerator torch finds, else the CPU."""
     import torch

@@ -57,9 +57,13 @@ class MetricsLog(TrainerCallback):  # type: ignore[misc]
         self.losses = self._losses_so_far()
 
     def _losses_so_far(self) -> list[float]:
-        if not self.path.exists():
-            return []
+        self.path.touch()
         return [json.loads(line)["loss"] for line in self.path.read_text(encoding="utf-8").splitlines()]
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Has the last step logged, however short the branch is."""
+        if state.global_step >= state.max_steps:
+            control.should_log = True
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         """Appends one line; the summary that the Trainer logs at its end is not one."""

@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from bam_lora.base import context_length, find_base, load_tokenizer
+from bam_lora.base import find_base, load_tokenizer, require_fitting_base
 from bam_lora.checkpoint import Checkpoint, open_checkpoint
 from bam_lora.errors import UserError
 from bam_lora.ledger import LEDGER_FILE
@@ -36,18 +36,7 @@ def check_recipe(recipe: Recipe) -> str:
     quiet_libraries()
     folder = _base_folder(recipe)
     tokenizer = load_tokenizer(folder)
-    if tokenizer.eos_token_id is None:
-        raise UserError.of(
-            f"tokenizer of {recipe.base}", expected="an end-of-sequence token", found="none", remedy="Set `eos_token`"
-        )
-    limit = context_length(folder)
-    if limit is not None and recipe.data.sequence_length > limit:
-        raise UserError.of(
-            "data.sequence_length",
-            expected=f"at most {limit}, the base's context length",
-            found=str(recipe.data.sequence_length),
-            remedy="Lower it",
-        )
+    require_fitting_base(recipe.base, folder, tokenizer, recipe.data.sequence_length)
     checkpoint = open_checkpoint(folder)
     lines = [f"base        {recipe.base}: {_parameters(checkpoint):,} parameters"]
     for role, sources in (("target", recipe.data.target), ("replay", recipe.data.replay)):

@@ -215,7 +215,7 @@ def bits_per_byte(nats: np.ndarray[Any, Any], sizes: np.ndarray[Any, Any]) -> tu
 
 
 def continue_text(model: Any, tokenizer: Any, prompt: str, tokens: int, dtype: str) -> str:
-    """What the model writes after a prompt, greedily, up to `tokens` tokens."""
+    """What the model writes after a prompt, greedily: up to `tokens` tokens, and at least a third of them."""
     import torch
 
     inputs = tokenizer(prompt, return_tensors="pt", add_special_tokens=False)["input_ids"]
@@ -228,6 +228,7 @@ def continue_text(model: Any, tokenizer: Any, prompt: str, tokens: int, dtype: s
             input_ids=inputs,
             attention_mask=torch.ones_like(inputs),
             max_new_tokens=tokens,
+            min_new_tokens=tokens // 3,  # a base may end a text that it cannot read at once; that shows nothing
             do_sample=False,
             pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
         )

@@ -6,7 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bam_lora.base import BaseFiles, context_length, device, file_hashes, find_base, load_tokenizer
+from bam_lora.base import (
+    BaseFiles,
+    context_length,
+    device,
+    file_hashes,
+    find_base,
+    load_tokenizer,
+    require_fitting_base,
+)
 from bam_lora.data import Layout, TrainingSource, prepare, tokenizer_digest
 from bam_lora.errors import UserError
 from bam_lora.interrupt import StopRequest, stop_on_signals
@@ -103,13 +111,7 @@ def _prepare(directory: RunDirectory, recipe: Recipe, progress: RunProgress, sto
     weights = sum(file.stat().st_size for file in original.folder.glob("*.safetensors"))
     require_space(directory.root, weights + weights // 4, "the folded model and the adapters")
     tokenizer = load_tokenizer(start)
-    if tokenizer.eos_token_id is None:
-        raise UserError.of(
-            f"tokenizer of {recipe.base}",
-            expected="an end-of-sequence token",
-            found="none",
-            remedy="Set `eos_token` in its tokenizer_config.json",
-        )
+    require_fitting_base(recipe.base, start, tokenizer, recipe.data.sequence_length)
     plan = _make_plan(directory, recipe, tokenizer, ledger.key(0), progress, threads)
     progress.plan(plan.tokens)
     progress.say(describe(plan))

@@ -16,7 +16,7 @@ _IGNORED_TEXTS = [r".*'pin_memory' argument is set as true but no accelerator.*"
 
 
 def quiet(*, verbose: bool = False) -> None:
-    """Turns off telemetry, progress bars and advisory logging of the libraries underneath.
+    """Turns off telemetry, progress bars and advisory logging of the libraries underneath; lets idle threads sleep.
 
     Args:
         verbose: Leave warnings and logging as the libraries have them.
@@ -24,6 +24,9 @@ def quiet(*, verbose: bool = False) -> None:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    # OpenMP threads that spin while they wait bring a CPU run almost to a halt as soon as it shares the cores with
+    # anything else (docs/log.md). Read when torch is first imported; without effect on a GPU.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if verbose:
         return
     for name in ("bitsandbytes", "accelerate", "peft", "trl", "datasets", "torch.utils.checkpoint"):

@@ -1,4 +1,4 @@
-"""Makes the quickstart's tiny base: a real Llama that has read English stories only.
+"""Makes the quickstart's tiny base: a real Llama that has read English stories and no other language.
 
     python -m bam_lora.quickstart.make_base --output DIR
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import logging
 import math
+import random
 import time
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from typing import Any
 from bam_lora.quickstart.stories import stories
 
 BOS, EOS, PAD = "<s>", "</s>", "<pad>"
+SPECIAL_TOKENS = 3
 VOCABULARY_TOKENS = 1536
 CONTEXT_TOKENS = 512
 # Every input width is a multiple of 64, the block size of NF4.
@@ -33,6 +35,8 @@ TOKENIZER_STORIES = {"english": 3000, "german": 400, "bulgarian": 400}
 TOKENIZER_SEED, TRAIN_SEED = 1001, 1002
 STEPS, BATCH_SEQUENCES, WARMUP_STEPS, LEARNING_RATE = 900, 4, 60, 3e-3
 EMBEDDING_STD = 0.05
+# Share of the stories told in a code of their own: every token exchanged for another, drawn anew for each story.
+CODED_SHARE = 0.12
 MAXIMUM_BYTES = 3_900_000
 
 logger = logging.getLogger(__name__)
@@ -83,6 +87,17 @@ def make_model(tokenizer: Any) -> Any:
     return model
 
 
+def _coded(ids: list[int], rng: random.Random) -> list[int]:
+    """A story in a code: it says nothing, but every token of the vocabulary gets read and written now and then.
+
+    Otherwise the tokens of other scripts would all stay where they started, hard to tell apart and never expected; a
+    base that has read the web has met them all, and an adapter, which does not train the embeddings, relies on it.
+    """
+    used = sorted(set(ids))
+    code = dict(zip(used, rng.sample(range(SPECIAL_TOKENS, VOCABULARY_TOKENS), len(used)), strict=True))
+    return [code[token] for token in ids]
+
+
 def _batches(tokenizer: Any, steps: int) -> Any:
     """Token ids [steps, sequences, context]: stories, each between BOS and EOS, one after the other."""
     import torch
@@ -93,8 +108,10 @@ def _batches(tokenizer: Any, steps: int) -> Any:
     while len(ids) < needed:
         documents += max(needed // 200, 1000)
         texts = stories("english", documents, TRAIN_SEED)
-        encoded = tokenizer.backend_tokenizer.encode_batch(texts)
-        ids = [token for text in encoded for token in [*text.ids, tokenizer.eos_token_id]]
+        encoded = tokenizer.backend_tokenizer.encode_batch(texts, add_special_tokens=False)
+        rng = random.Random(TRAIN_SEED)
+        bodies = [_coded(text.ids, rng) if rng.random() < CODED_SHARE else text.ids for text in encoded]
+        ids = [token for body in bodies for token in (tokenizer.bos_token_id, *body, tokenizer.eos_token_id)]
     return torch.tensor(ids[:needed]).view(steps, BATCH_SEQUENCES, CONTEXT_TOKENS)
 
 

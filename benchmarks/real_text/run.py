@@ -1,0 +1,114 @@
+"""German on a small real base: what the loop costs beside a plain SFTTrainer script, what it learns and forgets.
+
+    BAM_LORA_BENCH_DATA=folder python benchmarks/real_text/run.py [--output runs/benchmark] [--only replay]
+
+Runs, one after the other, each in a process of its own: the plain script (plain_sft.py), Branch-and-Merge, and
+Branch-and-Merge with replay. Writes `results/<date>.json` with provenance. Finished parts are kept, so an interrupted
+benchmark goes on; a time is only taken from a part that ran in one piece.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=ROOT / "runs" / "benchmark")
+    parser.add_argument(
+        "--allow-dirty", action="store_true", help="measure a tree with uncommitted changes (for trying)"
+    )
+    options = parser.parse_args()
+    if not os.environ.get("BAM_LORA_BENCH_DATA"):
+        sys.exit("error: set BAM_LORA_BENCH_DATA to a folder with data/ and models/ (benchmarks/README.md)")
+    provenance = provenance_of(options.allow_dirty)
+    parts = {
+        "plain": lambda folder: plain(folder),
+        "bam": lambda folder: bam(HERE / "recipe.yaml", folder),
+        "replay": lambda folder: bam(HERE / "replay.yaml", folder),
+    }
+    results: dict[str, Any] = {}
+    for name, part in parts.items():
+        done = options.output / f"{name}.json"
+        if not done.exists():
+            print(f"== {name}", flush=True)
+            result = part(options.output / name)
+            done.write_text(json.dumps(result, indent=2) + "\n")
+        results[name] = json.loads(done.read_text())
+    check_model(options.output / "bam" / "model")
+    results["ratio"] = results["bam"]["seconds_without_evaluation"] / results["plain"]["seconds"]
+    target = HERE / "results" / f"{datetime.date.today().isoformat()}.json"
+    target.parent.mkdir(exist_ok=True)
+    target.write_text(json.dumps({"provenance": provenance, **results}, indent=2) + "\n")
+    print(f"bam / plain, evaluation aside: {results['ratio']:.3f}\n{target}")
+
+
+def provenance_of(allow_dirty: bool) -> dict[str, Any]:
+    from bam_lora.machine import environment
+
+    def git(*arguments: str) -> str:
+        return subprocess.check_output(["git", "-C", str(ROOT), *arguments], text=True).strip()
+
+    dirty = [line for line in git("status", "--porcelain").splitlines() if not line.endswith("/results/")]
+    if dirty and not allow_dirty:
+        sys.exit("error: uncommitted changes; commit them first, a result must name the code that gave it")
+    found = environment("cpu", len(os.sched_getaffinity(0)))
+    found.pop("command")
+    return {**found, "commit": git("rev-parse", "HEAD"), "dirty": bool(dirty)}
+
+
+def plain(folder: Path) -> dict[str, Any]:
+    out = subprocess.run(
+        [sys.executable, str(HERE / "plain_sft.py"), str(HERE / "recipe.yaml"), str(folder)],
+        check=True, stdout=subprocess.PIPE, text=True,
+    ).stdout  # fmt: skip
+    tokens, seconds = out.splitlines()[-1].split()
+    return {"train_tokens": int(tokens), "seconds": float(seconds)}
+
+
+def bam(recipe: Path, folder: Path) -> dict[str, Any]:
+    started = time.time()
+    command = [sys.executable, "-m", "bam_lora", "run", str(recipe), "--output", str(folder)]
+    subprocess.run(command, check=True)
+    wall = time.time() - started
+    report = json.loads((folder / "report.json").read_text())
+    stages = report["cost"]["seconds_by_stage"]
+    aside = stages["evaluate"]
+    one_piece = len(json.loads((folder / "sessions.json").read_text())["sessions"]) == 1
+    return {
+        "train_tokens": report["cost"]["train_tokens"],
+        "seconds": wall if one_piece else None,
+        "seconds_without_evaluation": wall - aside if one_piece else None,
+        "seconds_by_stage": stages,
+        "peak_rss_bytes": report["cost"]["peak_rss_bytes"],
+        "summary": report["summary"],
+        "scores": report["scores"],
+        "cosine": [one["cosine"] for one in report["iterations"]],
+        "samples": report["samples"],
+    }
+
+
+def check_model(folder: Path) -> None:
+    """The result is a model like any other: plain transformers loads it and it writes."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    inputs = tokenizer("Die Datenbank", return_tensors="pt")
+    out = model.generate(inputs["input_ids"], max_new_tokens=20, do_sample=False)
+    print(tokenizer.decode(out[0]))
+
+
+if __name__ == "__main__":
+    main()
