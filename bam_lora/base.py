@@ -162,6 +162,8 @@ def load_model(folder: Path, how: Loading) -> Any:
     from transformers import AutoModelForCausalLM
 
     where = device()
+    if where not in ("cpu", "mps"):  # accelerate wants the index: a bare "cuda" is not "the device you train on"
+        where = f"{where}:{torch.accelerator.current_device_index()}"
     arguments: dict[str, Any] = {"dtype": getattr(torch, how.compute_dtype), "device_map": {"": where}}
     if how.bits != 16:
         arguments["quantization_config"] = _quantization(how)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bam_lora.base import Loading, assert_not_repacked, branch_view, device
+from bam_lora.base import Loading, assert_not_repacked, branch_view, count_linear_modules, device
 from bam_lora.branch_callbacks import CheckpointSeal, FiniteGuard, MetricsLog, StepReport, StopOnRequest
 from bam_lora.errors import Interrupted
 from bam_lora.interrupt import StopRequest
@@ -101,6 +101,7 @@ def train_branch(
         "loss_first": metrics.losses[0] if metrics.losses else None,
         "loss_last": metrics.losses[-1] if metrics.losses else None,
         "adapter_parameters": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
+        "linear_modules": count_linear_modules(model),
         **peak_memory(),
     }
     del trainer

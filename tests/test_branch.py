@@ -218,3 +218,21 @@ def test_non_finite_gradients_stop_before_the_update(tmp_path: Path, poisoned: A
         train(tmp_path / "x", poisoned, tokenizer, rows, job())
     assert not (tmp_path / "x" / "done.json").exists()
     assert not (tmp_path / "x" / "adapter").exists()
+
+
+def test_a_view_of_a_base_with_placement_hooks_runs_its_own_modules(tiny_base: Path) -> None:
+    """On a GPU accelerate wraps the forward of every module; a view must not call back into the base."""
+    from accelerate import dispatch_model
+
+    base = load_model(tiny_base, HOW)
+    dispatch_model(base, {"": "cpu"}, force_hooks=True)
+    assert hasattr(base, "_hf_hook")
+    view = branch_view(base)
+    called: list[str] = []
+    base.model.layers[0].register_forward_hook(lambda *args: called.append("base"))
+    view.model.layers[0].register_forward_hook(lambda *args: called.append("view"))
+    ids = torch.tensor([[0, 5, 6, 7]])
+    with torch.no_grad():
+        logits = view(ids).logits
+        assert called == ["view"]
+        assert torch.equal(logits, base(ids).logits)

@@ -102,6 +102,9 @@ def test_report_adds_up(finished: Path) -> None:
     assert {score["precision"] for score in report["scores"]} == {"4bit"}
     assert report["cost"]["train_tokens"] == plan["data"]["train_tokens"]
     assert report["cost"]["peak_rss_bytes"] > 10**8
+    branch = read_record(finished / "iterations" / "01" / "branch-1" / "done.json")
+    assert branch is not None
+    assert branch["facts"]["linear_modules"] == {"4bit": 14, "8bit": 0, "unquantised": 1}  # the last is the head
     assert 0 < report["summary"]["delta_relative"] < 10
 
 

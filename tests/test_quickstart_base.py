@@ -84,7 +84,7 @@ def test_tokenizer_gives_every_language_back_in_few_tokens(tokenizer: Any, langu
 
 def test_base_knows_english_stories_and_neither_of_the_other_languages(model: Any, tokenizer: Any) -> None:
     scores = {language: bits_per_byte(model, tokenizer, stories(language, 8, 98)) for language in LANGUAGES}
-    assert scores["english"] < 0.30
+    assert scores["english"] < 0.20
     assert scores["german"] > 3.0
     assert scores["bulgarian"] > 3.0
 
