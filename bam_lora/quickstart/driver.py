@@ -11,7 +11,7 @@ from bam_lora.quickstart.stories import stories
 from bam_lora.store import write_json, write_text
 
 # Documents of each file; the seeds differ, so no evaluation story is a training story.
-_DOCUMENTS = {"target.train": 560, "replay.train": 140, "target.test": 40, "source.test": 40}
+_DOCUMENTS = {"target.train": 400, "replay.train": 80, "target.test": 32, "source.test": 32}
 _PROMPTS = {"german": "Am Abend", "bulgarian": "Една вечер"}
 
 _RECIPE = """\
@@ -20,18 +20,18 @@ _RECIPE = """\
 base: {base}
 output: {folder}/bam
 data:
-  target: [{{path: data/{language}.train.jsonl}}]
+  target: [{{path: data/{language}.train.jsonl, tokens: 160k}}]
   replay: [{{path: data/english.train.jsonl}}]
   replay_share: 0.1
-  sequence_length: 256
+  sequence_length: 128
 bam: {{slices: 4, branches: 2}}
 lora: {{r: 32}}
 training:
   learning_rate: 4.0e-3
   per_device_train_batch_size: 2
-  gradient_accumulation_steps: 2
+  gradient_accumulation_steps: 1
+  warmup_steps: 0.05
   checkpointing: false
-  logging_steps: 4
 evaluation:
   target: [{{path: data/{language}.test.jsonl, set: {language}}}]
   source: [{{path: data/english.test.jsonl, set: english}}]
