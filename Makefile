@@ -13,7 +13,7 @@ help:
 	@echo "make setup        the environment in .venv, with the pinned versions"
 	@echo "make lint         format check, linter, type check"
 	@echo "make format       put the format right"
-	@echo "make docs         regenerate the recipe reference and schema"
+	@echo "make docs         regenerate the recipe reference, docs/recipe.md"
 	@echo "make bench        the benchmark on real text (BAM_LORA_BENCH_DATA=folder with data/ and models/)"
 	@echo "make test-slow    the tests that take minutes"
 

@@ -42,8 +42,7 @@ class FiniteGuard(TrainerCallback):  # type: ignore[misc]
             f"{self.label}, step {step}",
             expected=f"a finite {what}",
             found="NaN or infinity",
-            remedy="Lower training.learning_rate or training.max_grad_norm, or look at this slice's text; "
-            "the run resumes from the last checkpoint",
+            remedy="Start a new run with a lower training.learning_rate or max_grad_norm, or look at this slice's text",
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import shlex
 import sys
 import traceback
 from collections.abc import Callable
@@ -32,6 +33,10 @@ app = typer.Typer(
 )
 
 _VERBOSE = "BAM_LORA_VERBOSE"
+_LESS = (
+    "In a new run lower training.per_device_train_batch_size (and raise gradient_accumulation_steps), "
+    "data.sequence_length or lora.r, or set training.checkpointing; for scoring lower evaluation.batch_size"
+)
 
 
 def main() -> None:
@@ -58,6 +63,10 @@ def _command(function: Callable[..., None]) -> Callable[..., None]:
             if error.errno is None:
                 raise
             _fail(f"{error.filename or 'the system'}: {error.strerror}. Put that right and start again", 1)
+        except (MemoryError, RuntimeError) as error:
+            if not isinstance(error, MemoryError) and type(error).__name__ != "OutOfMemoryError":
+                raise
+            _fail(f"out of memory: {str(error).splitlines()[0] if str(error) else 'the system gave none'}. {_LESS}", 1)
 
     return guarded
 
@@ -70,7 +79,7 @@ def _fail(message: str, status: int) -> None:
 
 
 def _interrupted(interrupt: KeyboardInterrupt) -> str:
-    again = "bam-lora " + " ".join(argument for argument in sys.argv[1:] if argument != "--extend")
+    again = shlex.join(["bam-lora", *sys.argv[1:]])
     kept = f"stopped by {interrupt}" if isinstance(interrupt, Interrupted) and interrupt.args[0] else "interrupted"
     return f"{kept}; what is finished is kept. Go on with: {again}"
 
@@ -108,7 +117,8 @@ def check(
 ) -> None:
     """Validates a recipe and says what it will do: base, data, iterations, steps, disk.
 
-    Reads the first rows of every source and the base's headers; trains nothing. Exit status 1 if it cannot work.
+    Reads the first rows of every source and the base's headers (a base on the Hub is fetched); trains nothing. Exit
+    status 1 if it cannot work.
     """
     from bam_lora.check import check_recipe
 

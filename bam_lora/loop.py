@@ -25,7 +25,7 @@ from bam_lora.progress import RunProgress
 from bam_lora.quiet import quiet, quiet_libraries
 from bam_lora.recipe import EvaluationSource, Recipe, Source
 from bam_lora.report import collect, model_card, write_report
-from bam_lora.rundir import RunDirectory, Session, locked, recipe_key, settle_recipe
+from bam_lora.rundir import RunDirectory, Session, check_recipe_of, keep_recipe, locked, recipe_key
 from bam_lora.scoring import SetSource, Windowed, prepare_evaluation
 from bam_lora.sources import TextSource
 from bam_lora.stages import (
@@ -65,17 +65,12 @@ def run(
     root = Path(output or recipe.output).expanduser().resolve()
     with locked(root) as directory, stop_on_signals() as stop, progress or RunProgress() as display:
         finished = is_finished(directory)
-        settle_recipe(directory, recipe, extend=extend, finished=finished)
-        if extend and finished and not _has_new_recipe(directory, recipe):
-            raise UserError.of(
-                f"--extend of {root}",
-                expected="a recipe with more bam.slices and more data than the finished run's",
-                found="the same one",
-                remedy="Raise bam.slices and add to data.target",
-            )
-        if finished and not _has_new_recipe(directory, recipe):
+        check_recipe_of(directory, recipe, extend=extend, finished=finished)
+        if finished and not extend:
             display.say(f"{root}: all is done; the model is in {directory.model}")
             return write_report(root)
+        if not directory.recipe.exists():
+            keep_recipe(directory, recipe)
         quiet_libraries()
         session = Session(directory.sessions)
         context = _prepare(directory, recipe, display, stop)
@@ -98,11 +93,6 @@ def is_finished(directory: RunDirectory) -> bool:
     return verify(directory.model, ledger.key()) is not None and (directory.root / "report.json").exists()
 
 
-def _has_new_recipe(directory: RunDirectory, recipe: Recipe) -> bool:
-    plan = read_record(directory.plan)
-    return plan is None or plan["recipe"] != recipe_key(recipe)
-
-
 def _prepare(directory: RunDirectory, recipe: Recipe, progress: RunProgress, stop: StopRequest) -> Context:
     """Everything before the first branch: base, ledger, data, plan, evaluation sets."""
     progress.stage("looking at the base")
@@ -113,6 +103,7 @@ def _prepare(directory: RunDirectory, recipe: Recipe, progress: RunProgress, sto
     tokenizer = load_tokenizer(start)
     require_fitting_base(recipe.base, start, tokenizer, recipe.data.sequence_length)
     plan = _make_plan(directory, recipe, tokenizer, ledger.key(0), progress, threads)
+    keep_recipe(directory, recipe)
     progress.plan(plan.tokens)
     progress.say(describe(plan))
     evaluation = _evaluation(directory, recipe, tokenizer, context_length(start))
@@ -169,9 +160,11 @@ def _make_plan(
     """The plan on disk if it is this recipe's, else a new one; after `--extend`, with new iterations at its end."""
     record = read_record(directory.plan)
     if record is not None and record["recipe"] == recipe_key(recipe):
-        return Plan.from_json(record)
+        plan = Plan.from_json(record)
+        if not all(verify(directory.branch(b.iteration, b.branch), b.key, quick=True) for b in plan.all_branches()):
+            _restore_data(directory, recipe, tokenizer, record["parts"], progress)
+        return plan
     parts = record["parts"] if record else []
-    part = f"{len(parts) + 1:02}"
     earlier = Plan.from_json(record) if record else None
     count = recipe.slices if earlier is None or recipe.strategy == "single" else recipe.slices - earlier.slices
     if count < 1:
@@ -182,25 +175,50 @@ def _make_plan(
             found=str(recipe.slices),
             remedy="Raise it by the number of new slices",
         )
-    sources = _training_sources(recipe, parts)
-    seed = derive_seed(recipe.seed, "data", part)
-    layout = Layout(count, recipe.data.sequence_length, recipe.data.slicing, recipe.data.replay_share, seed)
-    key = digest(["data", recipe_key(recipe), tokenizer_digest(tokenizer), part])
-    facts = prepare(sources, layout, tokenizer, directory.data(part), key=key, say=progress.say)
+    part = _prepare_part(directory, recipe, tokenizer, parts, count, progress)
     slices = [
-        SlicePlan(part, (one["rows"][0], one["rows"][1]), one["target_tokens"], one["replay_tokens"])
-        for one in facts["slices"]
+        SlicePlan(part["part"], (one["rows"][0], one["rows"][1]), one["target_tokens"], one["replay_tokens"])
+        for one in part["slices"]
     ]
     plan = make_plan(recipe, slices, base_key=base_key, earlier=earlier)
-    parts = [*parts, {"part": part, "sources": facts["sources"], "seconds": facts["seconds"]}]
-    write_record(directory.root / "data" / "facts.json", part, {"seconds": sum(p["seconds"] for p in parts)})
+    parts = [*parts, part]
+    write_record(directory.root / "data" / "facts.json", part["part"], {"seconds": sum(p["seconds"] for p in parts)})
     body = {**plan.to_json(), "recipe": recipe_key(recipe), "threads": threads, "parts": parts}
     write_record(directory.plan, "plan", {**body, "data": _totals(plan, parts)})
     return plan
 
 
+def _prepare_part(
+    directory: RunDirectory, recipe: Recipe, tokenizer: Any, earlier: Sequence[dict[str, Any]], slices: int,
+    progress: RunProgress,
+) -> dict[str, Any]:  # fmt: skip
+    """Packs the data of one part of the run, or finds it packed; returns what `plan.json` keeps of it."""
+    name = f"{len(earlier) + 1:02}"
+    seed = derive_seed(recipe.seed, "data", name)
+    layout = Layout(slices, recipe.data.sequence_length, recipe.data.slicing, recipe.data.replay_share, seed)
+    key = digest(["data", recipe_key(recipe), tokenizer_digest(tokenizer), name])
+    sources = _training_sources(recipe, earlier)
+    facts = prepare(sources, layout, tokenizer, directory.data(name), key=key, say=progress.say)
+    return {"part": name, **facts}
+
+
+def _restore_data(
+    directory: RunDirectory, recipe: Recipe, tokenizer: Any, parts: Sequence[dict[str, Any]], progress: RunProgress
+) -> None:
+    """Makes packed data that is lost or damaged again; earlier parts of an extended run are trained already."""
+    *earlier, part = parts
+    again = _prepare_part(directory, recipe, tokenizer, earlier, len(part["slices"]), progress)
+    if again["slices"] != part["slices"]:
+        raise UserError.of(
+            str(directory.data(part["part"])),
+            expected="the data this run was planned with",
+            found="other text in its sources",
+            remedy="Restore the sources, or start a new run",
+        )
+
+
 def _totals(plan: Plan, parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    branches = [branch for iteration in plan.iterations for branch in iteration.branches]
+    branches = plan.all_branches()
     return {
         "target_tokens": sum(branch.target_tokens for branch in branches),
         "replay_tokens": sum(branch.replay_tokens for branch in branches),
@@ -253,7 +271,7 @@ def _evaluation(directory: RunDirectory, recipe: Recipe, tokenizer: Any, context
 
 def describe(plan: Plan) -> str:
     """The plan in one line."""
-    steps = [branch.steps for iteration in plan.iterations for branch in iteration.branches]
+    steps = [branch.steps for branch in plan.all_branches()]
     return (
         f"plan: {plan.strategy}, {plan.tokens:,} tokens in {plan.slices} slices, "
         f"{len(plan.iterations)} iterations of {plan.branches} branches, {sum(steps):,} steps in all"

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import platform
 import shlex
+import subprocess
 import sys
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate", "datasets", "safetensors")
@@ -25,7 +27,22 @@ def environment(device: str, threads: int) -> dict[str, Any]:
         "device": device,
         "threads": threads,
         "command": shlex.join(sys.argv),
+        **_checkout(Path(__file__).resolve().parents[1]),
     }
+
+
+def _checkout(folder: Path) -> dict[str, Any]:
+    """Commit of the source, and whether it was changed, where the package runs from a git checkout."""
+    if not (folder / ".git").exists():
+        return {"commit": None, "dirty": None}
+    try:
+        commit, status = (
+            subprocess.check_output(["git", "-C", str(folder), *arguments], text=True, stderr=subprocess.DEVNULL)
+            for arguments in (["rev-parse", "HEAD"], ["status", "--porcelain"])
+        )
+    except (OSError, subprocess.CalledProcessError):  # no git on this machine, or no commit yet
+        return {"commit": None, "dirty": None}
+    return {"commit": commit.strip(), "dirty": bool(status.strip())}
 
 
 def peak_rss_bytes() -> int:

@@ -28,7 +28,10 @@ class SlicePlan:
 
 @dataclass(frozen=True)
 class BranchPlan:
-    """One training run on one slice. Counting from 1; `steps` are optimizer steps."""
+    """One training run on one slice. Counting from 1; `steps` are optimizer steps.
+
+    `target_tokens` and `replay_tokens` are the slice's; `tokens` is what is trained on, over all passes.
+    """
 
     iteration: int
     branch: int
@@ -73,6 +76,10 @@ class Plan:
         """Training tokens of the whole run."""
         return sum(sum(iteration.tokens) for iteration in self.iterations)
 
+    def all_branches(self) -> list[BranchPlan]:
+        """Every branch of every iteration, in the order in which they are trained."""
+        return [branch for iteration in self.iterations for branch in iteration.branches]
+
     def to_json(self) -> dict[str, Any]:
         """The plan in plain JSON types, as `plan.json` holds it."""
         return {"format": 1, **asdict(self)}
@@ -105,7 +112,7 @@ def make_plan(recipe: Recipe, slices: Sequence[SlicePlan], *, base_key: str, ear
         The plan, with the iterations of `earlier` first, unchanged.
     """
     done = earlier.iterations if earlier else ()
-    steps = _steps(recipe, slices)
+    steps = _steps(recipe, slices, sum(branch.steps for branch in earlier.all_branches()) if earlier else 0)
     settings = _settings(recipe)
     iterations = list(done)
     previous = digest([base_key, *(branch.key for iteration in done for branch in iteration.branches)])
@@ -147,7 +154,7 @@ def _branch(
         branch=branch,
         slice=number,
         **asdict(part),
-        tokens=part.target_tokens + part.replay_tokens,
+        tokens=round((part.target_tokens + part.replay_tokens) * steps / _epoch_steps(recipe, part)),
         sequences=part.rows[1] - part.rows[0],
         steps=steps,
         seed=seed,
@@ -161,19 +168,18 @@ def _settings(recipe: Recipe) -> str:
     return digest({name: parts[name] for name in ("lora", "quantization", "training", "mode")})
 
 
-def _steps(recipe: Recipe, slices: Sequence[SlicePlan]) -> list[int]:
-    """Optimizer steps of each branch; `max_steps` is the whole run's and is shared out by tokens."""
+def _epoch_steps(recipe: Recipe, part: SlicePlan) -> int:
+    """Optimizer steps of one pass, as the Trainer counts: a last, incomplete accumulation is a step of its own."""
+    batches = math.ceil((part.rows[1] - part.rows[0]) / recipe.training.per_device_train_batch_size)
+    return math.ceil(batches / recipe.training.gradient_accumulation_steps)
+
+
+def _steps(recipe: Recipe, slices: Sequence[SlicePlan], taken: int) -> list[int]:
+    """Optimizer steps of each branch; `max_steps` is the whole run's: what is left of it is shared out by tokens."""
     training = recipe.training
     if training.max_steps > 0:
-        return _share(training.max_steps, [part.target_tokens + part.replay_tokens for part in slices])
-    batch = training.per_device_train_batch_size
-    steps = []
-    for part in slices:
-        batches = math.ceil((part.rows[1] - part.rows[0]) / batch)
-        # As the Trainer counts: a last, incomplete accumulation is a step of its own.
-        epoch = max(math.ceil(batches / training.gradient_accumulation_steps), 1)
-        steps.append(math.ceil(training.num_train_epochs * epoch))
-    return steps
+        return _share(training.max_steps - taken, [part.target_tokens + part.replay_tokens for part in slices])
+    return [math.ceil(training.num_train_epochs * _epoch_steps(recipe, part)) for part in slices]
 
 
 def _share(total: int, amounts: Sequence[int]) -> list[int]:
@@ -182,7 +188,7 @@ def _share(total: int, amounts: Sequence[int]) -> list[int]:
         raise UserError.of(
             "training.max_steps",
             expected=f"at least one step for each of {len(amounts)} branches",
-            found=str(total),
+            found=f"{max(total, 0)} left",
             remedy="Raise it (it counts the steps of the whole run) or lower bam.slices",
         )
     exact = [(total - len(amounts)) * amount / sum(amounts) for amount in amounts]

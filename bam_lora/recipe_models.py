@@ -200,12 +200,13 @@ class Evaluation(Section):
     window_bytes: int | None = Field(
         default=None,
         ge=16,
-        description="Text is scored in windows of so many bytes; none: as the base's context length allows.",
+        description="Text is read in windows of so many bytes, overlap included; "
+        "none: as the base's context length allows.",
     )
     overlap_bytes: int | None = Field(
         default=None,
         ge=0,
-        description="Bytes before a window that are its context and not scored; none: a quarter of the window.",
+        description="Bytes at the start of a window that are context, scored in the one before; none: a quarter of it.",
     )
     batch_size: int = Field(default=8, ge=1, description="Windows scored at once.")
     samples: list[str] = Field(default=[], description="Prompts that base and result continue, shown in the report.")

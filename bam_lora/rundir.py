@@ -16,8 +16,8 @@ from bam_lora.recipe import Recipe, changed_keys, dump_recipe, load_recipe
 from bam_lora.store import digest, read_record, sweep, write_record, write_text
 
 # What an extension of a finished run may change; the rest would make earlier iterations another run's.
-_EXTENSIBLE = ("data.target", "data.replay", "bam.slices", "training.", "keep.")
-_HARMLESS = ("output",)
+_EXTENSIBLE = ("data.target", "data.replay", "bam.slices", "training.")
+_HARMLESS = ("output", "keep.")
 
 
 @dataclass(frozen=True)
@@ -131,8 +131,8 @@ def _ours_alone(root: Path) -> bool:
     return all(entry.name == ".lock" or entry.name.startswith(".tmp-") for entry in root.iterdir())
 
 
-def settle_recipe(directory: RunDirectory, recipe: Recipe, *, extend: bool, finished: bool) -> None:
-    """Writes the recipe of a new run, or checks that it is still the old one's.
+def check_recipe_of(directory: RunDirectory, recipe: Recipe, *, extend: bool, finished: bool) -> None:
+    """Checks that a recipe is that of the run in the directory, or may extend it. Writes nothing.
 
     Raises:
         UserError: If it differs (naming the keys), except for what `extend` may change on a finished run.
@@ -142,13 +142,19 @@ def settle_recipe(directory: RunDirectory, recipe: Recipe, *, extend: bool, fini
             raise UserError.of(
                 str(directory.root), expected="a finished run to extend", found="none", remedy="Leave out --extend"
             )
-        write_text(directory.recipe, dump_recipe(recipe))
         return
-    changed = [
-        key
-        for key in changed_keys(load_recipe(directory.recipe).resolved(), recipe.resolved())
-        if not key.startswith(_HARMLESS)
-    ]
+    plan = read_record(directory.plan)
+    if plan is not None and plan["recipe"] == recipe_key(recipe):
+        if extend and finished:
+            raise UserError.of(
+                f"--extend of {directory.root}",
+                expected="a recipe with more bam.slices and more data than the finished run's",
+                found="the same one",
+                remedy="Raise bam.slices and add to data.target",
+            )
+        return
+    before = load_recipe(directory.recipe).resolved()
+    changed = [key for key in changed_keys(before, recipe.resolved()) if not key.startswith(_HARMLESS)]
     if not changed:
         return
     if not extend:
@@ -173,7 +179,13 @@ def settle_recipe(directory: RunDirectory, recipe: Recipe, *, extend: bool, fini
             found="one that is not",
             remedy="Finish it first: the same command without --extend, with the old recipe",
         )
-    write_text(directory.recipe, dump_recipe(recipe))
+
+
+def keep_recipe(directory: RunDirectory, recipe: Recipe) -> None:
+    """Writes the recipe the run goes on with. After the plan of an extension, so that a refused one leaves no trace."""
+    text = dump_recipe(recipe)
+    if not directory.recipe.exists() or directory.recipe.read_text(encoding="utf-8") != text:
+        write_text(directory.recipe, text)
 
 
 def recipe_key(recipe: Recipe) -> str:

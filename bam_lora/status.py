@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,8 @@ def describe_run(root: Path) -> str:
     if finished:
         lines.append(f"  model      {root / 'model'}")
     else:
-        lines.append(f"  go on with: bam-lora run {root / 'recipe.yaml'} --output {root}")
+        again = shlex.join(["bam-lora", "run", str(root / "recipe.yaml"), "--output", str(root)])
+        lines.append(f"  go on with: {again}")
     return "\n".join(lines)
 
 

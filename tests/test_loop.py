@@ -145,7 +145,7 @@ def test_a_finished_run_is_left_alone(finished: Path, tiny_base: Path, files: Pa
     "lost",
     [
         "model", "report.json", "iterations/02/merge.json", "iterations/02/branch-1", "iterations/01/eval.json",
-        "plan.json", "iterations/02/branch-1/adapter/adapter_model.safetensors",
+        "plan.json", "iterations/02/branch-1/adapter/adapter_model.safetensors", "data/01/rows.arrow", "data/01",
     ],
 )  # fmt: skip
 def test_whatever_is_lost_is_made_again_the_same(
@@ -153,7 +153,7 @@ def test_whatever_is_lost_is_made_again_the_same(
 ) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(finished, copy)
-    if lost.endswith("adapter_model.safetensors"):
+    if lost.endswith((".safetensors", ".arrow")):
         data = bytearray((copy / lost).read_bytes())
         data[-1] ^= 1
         (copy / lost).write_bytes(bytes(data))
@@ -161,8 +161,9 @@ def test_whatever_is_lost_is_made_again_the_same(
         shutil.rmtree(copy / lost)
     else:
         (copy / lost).unlink()
-    if "adapter" in lost:
+    if "adapter" in lost or "data" in lost:
         shutil.rmtree(copy / "model")
+        shutil.rmtree(copy / "iterations" / "02" / "branch-1")
     run(recipe(tiny_base, files), copy)
     assert model_hash(copy) == model_hash(finished)
 
@@ -214,6 +215,12 @@ def test_extension_trains_on_new_data_only(finished: Path, tiny_base: Path, file
     longer = recipe(tiny_base, files, data={"target": target}, bam={"slices": 5, "branches": 2})
     with pytest.raises(UserError, match="--extend adds data or slices"):
         run(longer, copy)
+    before = (copy / "recipe.yaml").read_bytes()
+    same_slices = recipe(tiny_base, files, data={"target": target})
+    with pytest.raises(UserError, match=r"expected bam\.slices above 3, those already trained, found 3"):
+        run(same_slices, copy, extend=True)
+    assert (copy / "recipe.yaml").read_bytes() == before  # a refused extension leaves no trace
+    run(recipe(tiny_base, files, keep={"bases": "none"}), copy)  # what stays on disk may change at any time
     report = run(longer, copy, extend=True)
     plan = read_record(copy / "plan.json")
     assert plan is not None

@@ -93,6 +93,25 @@ def test_an_extension_leaves_the_finished_part_alone() -> None:
     assert second.slices == 5
 
 
+def test_an_extension_takes_what_is_left_of_max_steps() -> None:
+    first = make_plan(recipe(bam={"slices": 2}, training={"max_steps": 10}), slices(2), base_key="base")
+    longer = recipe(bam={"slices": 4}, training={"max_steps": 16})
+    second = make_plan(longer, slices(2), base_key="base", earlier=first)
+    assert sum(branch.steps for branch in second.all_branches()) == 16
+    with pytest.raises(UserError, match="found 0 left"):
+        make_plan(recipe(bam={"slices": 4}, training={"max_steps": 10}), slices(2), base_key="base", earlier=first)
+
+
+def test_tokens_count_every_pass() -> None:
+    training = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 1}
+    once = make_plan(recipe(bam={"slices": 2}, training=training), slices(2), base_key="base")
+    twice = make_plan(
+        recipe(bam={"slices": 2}, training={**training, "num_train_epochs": 2.0}), slices(2), base_key="b"
+    )
+    half = make_plan(recipe(bam={"slices": 2}, training={**training, "max_steps": 10}), slices(2), base_key="b")
+    assert (once.tokens, twice.tokens, half.tokens) == (10_000, 20_000, 5_000)
+
+
 def test_seeds_differ_by_place_and_stay_the_same() -> None:
     assert derive_seed(0, "branch", 1, 2) != derive_seed(0, "branch", 2, 1)
     assert derive_seed(0, "data", "01") == 506294037

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from importlib import resources
 from pathlib import Path
 
@@ -18,7 +19,7 @@ _RECIPE = """\
 # What `bam-lora quickstart` ran, twice: as it is, and with --set strategy=single.
 # Run it again with:  bam-lora run {folder}/recipe.yaml --output some/folder
 base: {base}
-output: {folder}/bam
+output: {run}
 data:
   target: [{{path: data/{language}.train.jsonl, tokens: 160k}}]
   replay: [{{path: data/english.train.jsonl}}]
@@ -77,7 +78,9 @@ def _write_inputs(output: Path, language: str) -> Path:
     """Writes the stories and the recipe; refuses a folder that another language or something else has used."""
     recipe_file = output / "recipe.yaml"
     base = resources.files("bam_lora.quickstart") / "base"
-    text = _RECIPE.format(folder=output.absolute(), base=base, language=language, prompt=_PROMPTS[language])
+    folder = output.absolute()
+    quoted = {name: json.dumps(str(value)) for name, value in (("base", base), ("run", folder / "bam"))}
+    text = _RECIPE.format(folder=folder, language=language, prompt=_PROMPTS[language], **quoted)
     if recipe_file.exists() and recipe_file.read_text(encoding="utf-8") != text:
         raise UserError.of(
             str(output),
@@ -109,5 +112,11 @@ def _what_next(output: Path) -> str:
     return (
         f"The report is {output / 'report.html'}, the model {output / 'bam' / 'model'}.\n"
         "Now a real one, on a GPU with 24 GB:\n"
-        "  bam-lora run recipes/german/mistral-7b.yaml --output runs/german"
+        f"  bam-lora run {shlex.quote(str(_real_recipe()))} --output runs/german"
     )
+
+
+def _real_recipe() -> Path:
+    """The first real recipe: in the checkout where there is one, else as the wheel carries it."""
+    checkout = Path("recipes/german/mistral-7b.yaml")
+    return checkout if checkout.is_file() else Path(str(resources.files("bam_lora"))) / checkout

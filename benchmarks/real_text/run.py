@@ -47,25 +47,22 @@ def main() -> None:
             done.write_text(json.dumps(result, indent=2) + "\n")
         results[name] = json.loads(done.read_text())
     check_model(options.output / "bam" / "model")
-    results["ratio"] = results["bam"]["seconds_without_evaluation"] / results["plain"]["seconds"]
+    ours = results["bam"]["seconds_without_evaluation"]
+    results["ratio"] = ours / results["plain"]["seconds"] if ours else None  # None: the run was interrupted
     target = HERE / "results" / f"{datetime.date.today().isoformat()}.json"
     target.parent.mkdir(exist_ok=True)
     target.write_text(json.dumps({"provenance": provenance, **results}, indent=2) + "\n")
-    print(f"bam / plain, evaluation aside: {results['ratio']:.3f}\n{target}")
+    print(f"bam / plain, evaluation aside: {results['ratio'] or 'not timed'}\n{target}")
 
 
 def provenance_of(allow_dirty: bool) -> dict[str, Any]:
     from bam_lora.machine import environment
 
-    def git(*arguments: str) -> str:
-        return subprocess.check_output(["git", "-C", str(ROOT), *arguments], text=True).strip()
-
-    dirty = [line for line in git("status", "--porcelain").splitlines() if not line.endswith("/results/")]
+    status = subprocess.check_output(["git", "-C", str(ROOT), "status", "--porcelain"], text=True)
+    dirty = [line for line in status.splitlines() if "/results/" not in line]
     if dirty and not allow_dirty:
         sys.exit("error: uncommitted changes; commit them first, a result must name the code that gave it")
-    found = environment("cpu", len(os.sched_getaffinity(0)))
-    found.pop("command")
-    return {**found, "commit": git("rev-parse", "HEAD"), "dirty": bool(dirty)}
+    return {**environment("cpu", len(os.sched_getaffinity(0))), "command": "make bench", "dirty": bool(dirty)}
 
 
 def plain(folder: Path) -> dict[str, Any]:
