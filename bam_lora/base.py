@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bam_lora.checkpoint import open_checkpoint
-from bam_lora.errors import UserError
+from bam_lora.errors import UserError, first_line
 from bam_lora.store import hash_file, read_record, write_record
 
 _WANTED = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "LICENSE*", "merges*", "vocab*"]
@@ -55,18 +52,21 @@ def find_base(name: str, revision: str | None = None) -> BaseFiles:
 
 def _from_hub(name: str, revision: str | None) -> BaseFiles:
     from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
     try:
         try:
             commit = str(HfApi().model_info(name, revision=revision).sha)
-        except OSError:  # no network: the newest snapshot in the cache, if there is one
+        except (GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError):
+            raise
+        except Exception:  # no network, whatever the HTTP library calls it: the snapshot in the cache, if there is one
             commit = revision or "main"
         folder = Path(snapshot_download(name, revision=commit, allow_patterns=_WANTED))
     except Exception as error:
         raise UserError.of(
             name,
             expected="a model folder or a Hub id you can read",
-            found=f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200]}",
+            found=f"{type(error).__name__}: {first_line(error)}",
             remedy="Check the name, your access (`hf auth login`) and the network",
         ) from error
     return BaseFiles(name, folder, folder.name)
@@ -105,7 +105,7 @@ def load_tokenizer(folder: Path) -> Any:
         raise UserError.of(
             f"tokenizer in {folder}",
             expected="tokenizer.json or tokenizer.model",
-            found=f"{type(error).__name__}: {str(error).splitlines()[0][:200]}",
+            found=f"{type(error).__name__}: {first_line(error)}",
             remedy="Give a complete model folder",
         ) from error
 
@@ -141,6 +141,28 @@ def require_fitting_base(name: str, folder: Path, tokenizer: Any, sequence_lengt
         )
 
 
+def require_targets(folder: Path, target_modules: str | list[str]) -> None:
+    """Checks that every module named to get an adapter is a linear layer of the base, and one that can be folded.
+
+    Raises:
+        UserError: If a name matches nothing, or the embeddings or the output head.
+    """
+    if isinstance(target_modules, str):
+        return
+    tensors = open_checkpoint(folder).tensors()
+    modules = [n.removesuffix(".weight") for n, t in tensors.items() if n.endswith(".weight") and len(t.shape) == 2]
+    for target in target_modules:
+        found = [name for name in modules if name == target or name.endswith(f".{target}")]
+        if not found or any(part in target.split(".") for part in ("lm_head", "embed_tokens")):
+            last = {name.rpartition(".")[2] for name in modules} - {"lm_head", "embed_tokens"}
+            raise UserError.of(
+                "lora.target_modules",
+                expected=f"all-linear, or names of linear layers such as {', '.join(sorted(last))}",
+                found=repr(target),
+                remedy="Change the list",
+            )
+
+
 def device() -> str:
     """The device to train on: the accelerator torch finds, else the CPU."""
     import torch
@@ -168,19 +190,48 @@ def load_model(folder: Path, how: Loading) -> Any:
     if how.bits != 16:
         arguments["quantization_config"] = _quantization(how)
     try:
-        model = AutoModelForCausalLM.from_pretrained(str(folder), local_files_only=True, **arguments)
+        model, loaded = AutoModelForCausalLM.from_pretrained(
+            str(folder), local_files_only=True, output_loading_info=True, **arguments
+        )
     except torch.OutOfMemoryError as error:
         raise UserError(f"{folder}: the {how.bits}-bit model does not fit into the memory of {where}") from error
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError.of(
             str(folder),
             expected="a causal language model that transformers can load",
-            found=f"{type(error).__name__}: {str(error).strip().splitlines()[0][:300]}",
+            found=f"{type(error).__name__}: {first_line(error)}",
             remedy="Check the folder's files",
         ) from error
+    _require_all_loaded(folder, loaded)
     _keep_cpu_kernel_differentiable(model)
+    _settle_8bit_state(model)
     model.requires_grad_(False)
     return model.eval()
+
+
+def _require_all_loaded(folder: Path, loaded: dict[str, Any]) -> None:
+    """Refuses a base with tensors that transformers would otherwise fill with random numbers."""
+    for kind, found in (("missing_keys", "none"), ("mismatched_keys", "another shape")):
+        if loaded.get(kind):
+            name = str(sorted(map(str, loaded[kind]))[0])
+            raise UserError.of(
+                f"{folder}, tensor {name!r}",
+                expected="the weights that the config asks for",
+                found=found,
+                remedy="Give the whole model",
+            )
+
+
+def _settle_8bit_state(model: Any) -> None:
+    """Has 8-bit layers move their codes and scales to where every view shares them.
+
+    `Linear8bitLt` does so at its first forward, by emptying its weight: the next view would find nothing there.
+    """
+    import bitsandbytes as bnb
+
+    for module in model.modules():
+        if isinstance(module, bnb.nn.Linear8bitLt) and module.weight.CB is not None:
+            module.init_8bit_state()
 
 
 def _quantization(how: Loading) -> Any:
@@ -208,57 +259,3 @@ def _keep_cpu_kernel_differentiable(model: Any) -> None:
     for module in model.modules():
         if isinstance(module, bnb.nn.Linear4bit):
             module.support_avx512bf16_for_cpu = False
-
-
-def assert_not_repacked(model: Any) -> None:
-    """Asserts that no 4-bit weight went through the repacking that breaks training on the CPU."""
-    for name, parameter in model.named_parameters():
-        state = getattr(parameter, "quant_state", None)
-        assert not getattr(state, "packing_format_for_cpu", False), f"{name} was repacked for inference"
-
-
-def branch_view(model: Any) -> Any:
-    """A model whose modules are new but whose tensors are the given model's own.
-
-    What a trainer does to it (adapters, hooks, a patched forward, flags, config) is gone when it is dropped, and the
-    base serves the next branch as if it had just been loaded. Costs no memory for weights.
-    """
-    import torch
-
-    shared: dict[int, Any] = {}
-    for module in model.modules():
-        for value in (*module.__dict__.values(), *module._parameters.values(), *module._buffers.values()):
-            state = getattr(value, "quant_state", None)
-            for item in (value, state):
-                if isinstance(item, torch.Tensor) or type(item).__name__ == "QuantState":
-                    shared[id(item)] = item
-    view = copy.deepcopy(model, shared)
-    view.requires_grad_(False)
-    return view
-
-
-@contextmanager
-def adapted(model: Any, adapter: Path | None) -> Iterator[Any]:
-    """The model itself, or a view of it with an adapter from disk, for as long as the context lasts."""
-    if adapter is None:
-        yield model
-        return
-    from peft import PeftModel
-
-    yield PeftModel.from_pretrained(branch_view(model), str(adapter)).eval()
-
-
-def count_linear_modules(model: Any) -> dict[str, int]:
-    """How many linear layers are 4-bit, 8-bit and not quantised (the output head is among the last)."""
-    import bitsandbytes as bnb
-    import torch
-
-    counts = {"4bit": 0, "8bit": 0, "unquantised": 0}
-    for module in model.modules():
-        if isinstance(module, bnb.nn.Linear4bit):
-            counts["4bit"] += 1
-        elif isinstance(module, bnb.nn.Linear8bitLt):
-            counts["8bit"] += 1
-        elif isinstance(module, torch.nn.Linear):
-            counts["unquantised"] += 1
-    return counts

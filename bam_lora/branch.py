@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bam_lora.base import Loading, assert_not_repacked, branch_view, count_linear_modules, device
+from bam_lora.base import Loading, device
 from bam_lora.branch_callbacks import CheckpointSeal, FiniteGuard, MetricsLog, StepReport, StopOnRequest
-from bam_lora.errors import Interrupted
+from bam_lora.errors import Interrupted, UserError, first_line
 from bam_lora.interrupt import StopRequest
 from bam_lora.machine import peak_memory
 from bam_lora.store import MANIFEST, digest, fsync_path, seal, verify, write_text
+from bam_lora.views import assert_not_repacked, branch_view, count_linear_modules
 
 ADAPTER = "adapter"
 CHECKPOINTS = "checkpoints"
 METRICS = "metrics.jsonl"
 OnStep = Callable[[int, float | None], None]
+_FULL_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -90,10 +93,12 @@ def train_branch(
         StepReport(on_step, metrics),
     ]
     trainer = _trainer(branch_view(model), how, tokenizer, rows, job, folder / CHECKPOINTS, callbacks)
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    with _clear_when_full(folder):
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if trainer.state.global_step < job.steps:
         raise Interrupted(stop.signal_name)
-    _save_adapter(trainer.model, folder / ADAPTER, job)
+    with _clear_when_full(folder):
+        _save_adapter(trainer.model, folder / ADAPTER, job)
     facts = {
         "seconds": seconds_before + time.monotonic() - started,
         "steps": job.steps,
@@ -120,6 +125,23 @@ def newest_checkpoint(folder: Path, key: str) -> Path | None:
             return path
         shutil.rmtree(found[index])
     return None
+
+
+@contextlib.contextmanager
+def _clear_when_full(folder: Path) -> Iterator[None]:
+    """Says so when a writer of torch or safetensors failed for lack of space; theirs are not OSErrors."""
+    try:
+        yield
+    except Exception as error:
+        full = shutil.disk_usage(folder).free < _FULL_BYTES
+        if isinstance(error, UserError | OSError) or not (full or "inline_container" in str(error)):
+            raise
+        raise UserError.of(
+            f"a checkpoint in {folder}",
+            expected="space to write it",
+            found=first_line(error),
+            remedy="Free some space; the same command goes on from the checkpoint before",
+        ) from error
 
 
 def _trainer(

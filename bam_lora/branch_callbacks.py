@@ -72,13 +72,14 @@ class MetricsLog(TrainerCallback):  # type: ignore[misc]
             "step": state.global_step,
             "loss": float(logs["loss"]),
             "learning_rate": float(logs["learning_rate"]),
-            "grad_norm": float(logs["grad_norm"]) if "grad_norm" in logs else None,
+            # None where fp16's loss scaler skipped the step
+            "grad_norm": norm if math.isfinite(norm := float(logs.get("grad_norm", math.nan))) else None,
             "tokens": round(state.global_step * self.tokens_per_step),
             "seconds": round(time.monotonic() - self.started, 3),
         }
         self.losses.append(entry["loss"])
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(entry) + "\n")
+            file.write(json.dumps(entry, allow_nan=False) + "\n")
 
 
 class CheckpointSeal(TrainerCallback):  # type: ignore[misc]

@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from bam_lora.base import find_base, load_tokenizer, require_fitting_base
+from bam_lora.base import find_base, load_tokenizer, require_fitting_base, require_targets
 from bam_lora.checkpoint import Checkpoint, open_checkpoint
 from bam_lora.errors import UserError
 from bam_lora.ledger import LEDGER_FILE
@@ -37,6 +37,7 @@ def check_recipe(recipe: Recipe) -> str:
     folder = _base_folder(recipe)
     tokenizer = load_tokenizer(folder)
     require_fitting_base(recipe.base, folder, tokenizer, recipe.data.sequence_length)
+    require_targets(folder, recipe.lora.target_modules)
     checkpoint = open_checkpoint(folder)
     lines = [f"base        {recipe.base}: {_parameters(checkpoint):,} parameters"]
     for role, sources in (("target", recipe.data.target), ("replay", recipe.data.replay)):

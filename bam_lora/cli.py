@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from bam_lora.errors import Interrupted, UserError
+from bam_lora.errors import Interrupted, UserError, first_line
 from bam_lora.quiet import quiet
 
 app = typer.Typer(
@@ -60,9 +60,8 @@ def _command(function: Callable[..., None]) -> Callable[..., None]:
         except KeyboardInterrupt as interrupt:
             _fail(_interrupted(interrupt), 130)
         except OSError as error:
-            if error.errno is None:
-                raise
-            _fail(f"{error.filename or 'the system'}: {error.strerror}. Put that right and start again", 1)
+            what = error.strerror or first_line(error)
+            _fail(f"{error.filename or 'the system'}: {what}. Put that right and start again", 1)
         except (MemoryError, RuntimeError) as error:
             if not isinstance(error, MemoryError) and type(error).__name__ != "OutOfMemoryError":
                 raise

@@ -7,11 +7,11 @@ tokens go to disk as they come, only the documents' lengths are kept.
 
 from __future__ import annotations
 
-import contextlib
+import itertools
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,12 +21,11 @@ import numpy.typing as npt
 
 from bam_lora import slicing
 from bam_lora.errors import UserError
+from bam_lora.packing import ROWS, write_rows
 from bam_lora.sources import OpenSource, TextSource, open_source, read_texts
 from bam_lora.store import digest, new_folder, seal, verify
 
-ROWS = "rows.arrow"
 _BATCH_CHARACTERS = 2_000_000
-_BATCH_ROWS = 256
 Say = Callable[[str], None]
 
 
@@ -63,8 +62,9 @@ class TokenStore:
 
 
 def prepare(
-    sources: Sequence[TrainingSource], layout: Layout, tokenizer: Any, folder: Path, *, key: str, say: Say
-) -> dict[str, Any]:
+    sources: Sequence[TrainingSource], layout: Layout, tokenizer: Any, folder: Path, *, key: str, say: Say,
+    expected: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """Makes the packed, sliced data at `folder`, or finds it there.
 
     Args:
@@ -74,12 +74,13 @@ def prepare(
         folder: Where the artefact goes.
         key: Hash of everything above; a verified folder with this key is taken as it is.
         say: Receives lines about progress.
+        expected: Facts of the same data made before (it is lost): what is made now must be the same.
 
     Returns:
         The facts: seconds, sources, slices (rows, target_tokens, replay_tokens), tokens in all.
 
     Raises:
-        UserError: If a source cannot be read, is empty, or there is too little text.
+        UserError: If a source cannot be read, is empty or other than expected, or there is too little text.
     """
     done = verify(folder, key)
     if done is not None:
@@ -89,7 +90,8 @@ def prepare(
     stores = _tokenise_all(sources, layout, tokenizer, work, say)
     dealt, used = deal_sources(sources, [store.lengths for store in stores], layout)
     with new_folder(folder) as temporary:
-        slices = _write_rows(temporary / ROWS, stores, dealt, layout)
+        tokens = [store.tokens for store in stores]
+        slices = write_rows(temporary / ROWS, tokens, dealt, layout.sequence_length, layout.seed)
         facts = {
             "sources": [
                 _source_facts(source, store, amount)
@@ -98,16 +100,17 @@ def prepare(
             "slices": slices,
             "seconds": time.monotonic() - started,
         }
+        if expected is not None and any(facts[name] != expected[name] for name in ("sources", "slices")):
+            shutil.rmtree(work)
+            raise UserError.of(
+                str(folder),
+                expected="the data this run was planned with",
+                found="other text in its sources",
+                remedy="Restore the sources, or start a new run",
+            )
         seal(temporary, key, facts)
     shutil.rmtree(work)
     return facts
-
-
-def load_rows(folder: Path, rows: tuple[int, int]) -> Any:
-    """The rows `[start, stop)` of prepared data, as a memory-mapped `datasets.Dataset`."""
-    import datasets
-
-    return datasets.Dataset.from_file(str(folder / ROWS)).select(range(*rows))
 
 
 def deal_sources(
@@ -194,10 +197,11 @@ def _tokenised(source: TrainingSource, tokenizer: Any, work: Path, say: Say) -> 
     manifest = verify(folder, key, quick=True)
     assert manifest is not None
     tokens = folder / "tokens.bin"
+    assert tokens.stat().st_size == 4 * manifest["facts"]["tokens"], tokens
     return TokenStore(
         tokens=np.memmap(tokens, dtype=np.int32, mode="r") if tokens.stat().st_size else np.zeros(0, np.int32),
-        lengths=np.load(folder / "lengths.npy"),
-        rows=np.load(folder / "rows.npy"),
+        lengths=np.fromfile(folder / "lengths.bin", dtype=np.int64),
+        rows=np.fromfile(folder / "rows.bin", dtype=np.int64),
         facts=manifest["facts"],
     )
 
@@ -217,12 +221,15 @@ def _tokenise_into(source: TrainingSource, tokenizer: Any, folder: Path) -> dict
     with (folder / "tokens.bin").open("wb") as file:
         for numbers, texts in _batches(source, opened):
             size_bytes += sum(len(text.encode()) for text in texts)
-            for number, ids in zip(numbers, tokenizer(texts, verbose=False)["input_ids"], strict=True):
-                document = ids if ids and ids[-1] == tokenizer.eos_token_id else [*ids, tokenizer.eos_token_id]
-                np.asarray(document, dtype=np.int32).tofile(file)
-                lengths.append(len(document))
-                rows.append(number)
-                total += len(document)
+            documents = [
+                ids if ids and ids[-1] == tokenizer.eos_token_id else [*ids, tokenizer.eos_token_id]
+                for ids in tokenizer(texts, verbose=False)["input_ids"]
+            ]
+            # Not ndarray.tofile: it loses the error when the disk is full.
+            file.write(np.fromiter(itertools.chain.from_iterable(documents), dtype=np.int32).tobytes())
+            lengths.extend(map(len, documents))
+            rows.extend(numbers)
+            total = sum(lengths)
             if source.tokens is not None and total >= source.tokens:
                 break
     if not lengths and not source.skip_rows:  # an extension may find an old source used up
@@ -232,8 +239,8 @@ def _tokenise_into(source: TrainingSource, tokenizer: Any, folder: Path) -> dict
             found="no rows with text",
             remedy="Check the file, the split and the column",
         )
-    np.save(folder / "lengths.npy", np.asarray(lengths, dtype=np.int64))
-    np.save(folder / "rows.npy", np.asarray(rows, dtype=np.int64))
+    for name, values in (("lengths", lengths), ("rows", rows)):
+        (folder / f"{name}.bin").write_bytes(np.asarray(values, dtype=np.int64).tobytes())
     return {**opened.facts, "documents": len(lengths), "tokens": total, "bytes": size_bytes}
 
 
@@ -257,57 +264,6 @@ def tokenizer_digest(tokenizer: Any) -> str:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     content = backend.to_str() if backend is not None else sorted(tokenizer.get_vocab().items())
     return digest([content, tokenizer.bos_token, tokenizer.eos_token])
-
-
-def _write_rows(
-    path: Path, stores: Sequence[TokenStore], dealt: Sequence[tuple[slicing.Pieces, slicing.Pieces]], layout: Layout
-) -> list[dict[str, Any]]:
-    """Packs each slice and writes its rows, in shuffled order, one slice after the other."""
-    facts: list[dict[str, Any]] = []
-    row_count = 0
-    with contextlib.closing(_RowWriter(path)) as writer:
-        for index, (target, replay) in enumerate(dealt):
-            pieces = np.concatenate([target, replay])
-            rows = slicing.pack(pieces["length"], layout.sequence_length)
-            shuffled = np.random.Generator(np.random.PCG64([layout.seed, index])).permutation(len(rows))
-            for row in shuffled:
-                writer.write(stores, pieces[rows[row]])
-            tokens = {"target_tokens": int(target["length"].sum()), "replay_tokens": int(replay["length"].sum())}
-            facts.append({"rows": [row_count, row_count + len(rows)], **tokens})
-            row_count += len(rows)
-    return facts
-
-
-class _RowWriter:
-    """Writes packed rows as an Arrow stream, which `datasets` memory-maps."""
-
-    def __init__(self, path: Path) -> None:
-        import pyarrow as pa
-
-        self._pa = pa
-        self._schema = pa.schema({"input_ids": pa.list_(pa.int32()), "seq_lengths": pa.list_(pa.int32())})
-        self._file = pa.OSFile(str(path), "wb")
-        self._stream = pa.ipc.new_stream(self._file, self._schema)
-        self._tokens: list[npt.NDArray[np.int32]] = []
-        self._lengths: list[list[int]] = []
-
-    def write(self, stores: Sequence[TokenStore], pieces: slicing.Pieces) -> None:
-        parts = [stores[piece["store"]].tokens[piece["start"] : piece["start"] + piece["length"]] for piece in pieces]
-        self._tokens.append(np.concatenate(parts))
-        self._lengths.append(pieces["length"].tolist())
-        if len(self._tokens) >= _BATCH_ROWS:
-            self._flush()
-
-    def _flush(self) -> None:
-        columns = {"input_ids": self._tokens, "seq_lengths": self._lengths}
-        self._stream.write_batch(self._pa.RecordBatch.from_pydict(columns, schema=self._schema))
-        self._tokens, self._lengths = [], []
-
-    def close(self) -> None:
-        if self._tokens:
-            self._flush()
-        self._stream.close()
-        self._file.close()
 
 
 def _source_facts(source: TrainingSource, store: TokenStore, used_tokens: int) -> dict[str, Any]:

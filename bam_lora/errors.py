@@ -25,5 +25,11 @@ class UserError(ValueError):
         return cls(f"{what}: expected {expected}, found {found}. {remedy}.")
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, or its kind where it has none."""
+    text = str(error).strip()
+    return text.splitlines()[0][:300] if text else type(error).__name__
+
+
 class Interrupted(KeyboardInterrupt):
     """The run was asked to stop (Ctrl-C or SIGTERM) and has left everything in a state that resumes."""

@@ -18,6 +18,7 @@ import numpy as np
 from bam_lora.errors import UserError
 
 _LOGITS_BYTES = 256 << 20  # fp32 logits held at a time
+_CHUNK_TOKENS = 256
 _CUT_SLACK_BYTES = 64  # how far back a cut may move to stand before white space
 _WINDOW_SIZES = (4096, 3072, 2048, 1536, 1024, 768, 512, 384, 256, 128, 64)
 
@@ -87,6 +88,13 @@ def make_windows(documents: Sequence[str], tokenizer: Any, window_bytes: int, ov
     a token would straddle the cut are they tokenised apart.
     """
     first = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    if first is None:
+        raise UserError.of(
+            f"tokenizer {tokenizer.name_or_path}",
+            expected="a token to begin a text with (BOS or EOS)",
+            found="neither",
+            remedy="Set `bos_token` or `eos_token` in its tokenizer_config.json",
+        )
     windows = []
     for index, document in enumerate(documents):
         for context, scored in cut_text(document, window_bytes, overlap_bytes):
@@ -188,10 +196,13 @@ def _batch_nats(model: Any, batch: Sequence[Window], pad: int, dtype: str) -> li
     values = []
     for row, window in enumerate(batch):
         first = len(window.context)
-        predictions = logits[row, first - 1 : window.length - 1].float()
         labels = ids[row, first : window.length].to(where)
-        losses = torch.nn.functional.cross_entropy(predictions, labels, reduction="none")
-        values.append(float(losses.double().sum()))
+        total = 0.0
+        for start in range(0, len(labels), _CHUNK_TOKENS):  # fp32 logits of a large vocabulary, a piece at a time
+            part = labels[start : start + _CHUNK_TOKENS]
+            predictions = logits[row, first - 1 + start : first - 1 + start + len(part)].float()
+            total += float(torch.nn.functional.cross_entropy(predictions, part, reduction="none").double().sum())
+        values.append(total)
     return values
 
 

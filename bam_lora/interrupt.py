@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -38,6 +39,8 @@ def stop_on_signals() -> Iterator[StopRequest]:
         if request and number == signal.SIGINT:
             raise KeyboardInterrupt
         request.signal_name = signal.Signals(number).name
+        # Not print: a signal may come in the middle of another write.
+        os.write(2, b"\nstopping at the next safe place; Ctrl-C again stops at once\n")
 
     before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +13,20 @@ from bam_lora.base import (
     find_base,
     load_tokenizer,
     require_fitting_base,
+    require_targets,
 )
-from bam_lora.data import Layout, TrainingSource, prepare, tokenizer_digest
 from bam_lora.errors import UserError
 from bam_lora.interrupt import StopRequest, stop_on_signals
 from bam_lora.ledger import LEDGER_FILE, Ledger
 from bam_lora.machine import environment, use_one_gpu
-from bam_lora.plan import Plan, SlicePlan, derive_seed, make_plan
+from bam_lora.merge_methods import resolve_weights
+from bam_lora.planning import describe, settle_plan, text_source
 from bam_lora.progress import RunProgress
 from bam_lora.quiet import quiet, quiet_libraries
-from bam_lora.recipe import EvaluationSource, Recipe, Source
+from bam_lora.recipe import Recipe
 from bam_lora.report import collect, model_card, write_report
-from bam_lora.rundir import RunDirectory, Session, check_recipe_of, keep_recipe, locked, recipe_key
+from bam_lora.rundir import RunDirectory, Session, check_recipe_of, is_fresh, keep_recipe, locked, recipe_key
 from bam_lora.scoring import SetSource, Windowed, prepare_evaluation
-from bam_lora.sources import TextSource
 from bam_lora.stages import (
     Context,
     base_folder,
@@ -39,7 +38,7 @@ from bam_lora.stages import (
     write_result,
     write_samples,
 )
-from bam_lora.store import digest, read_record, require_space, verify, write_record
+from bam_lora.store import read_record, require_space, verify, write_record
 
 
 def run(
@@ -66,10 +65,11 @@ def run(
     with locked(root) as directory, stop_on_signals() as stop, progress or RunProgress() as display:
         finished = is_finished(directory)
         check_recipe_of(directory, recipe, extend=extend, finished=finished)
-        if finished and not extend:
+        if finished and _is_planned(directory, recipe):
             display.say(f"{root}: all is done; the model is in {directory.model}")
             return write_report(root)
-        if not directory.recipe.exists():
+        if is_fresh(directory):
+            (directory.root / LEDGER_FILE).unlink(missing_ok=True)  # of a first start that came no further
             keep_recipe(directory, recipe)
         quiet_libraries()
         session = Session(directory.sessions)
@@ -90,7 +90,20 @@ def is_finished(directory: RunDirectory) -> bool:
     ledger = Ledger.load(directory.root)
     if plan is None or len(plan["iterations"]) != len(ledger.iterations):
         return False
-    return verify(directory.model, ledger.key()) is not None and (directory.root / "report.json").exists()
+    records = [directory.environment, directory.sessions, directory.samples, directory.result]
+    records += [directory.iteration(n) / "merge.json" for n in range(1, len(ledger.iterations) + 1)]
+    records.append(directory.iteration(len(ledger.iterations)) / "fold.json")
+    if not all(read_record(path) for path in records if path.exists()):
+        return False  # a damaged one is made again
+    report = read_record(directory.root / "report.json")
+    if report is None or len(report["iterations"]) != len(ledger.iterations):
+        return False
+    return verify(directory.model, ledger.key()) is not None
+
+
+def _is_planned(directory: RunDirectory, recipe: Recipe) -> bool:
+    plan = read_record(directory.plan)
+    return plan is not None and plan["recipe"] == recipe_key(recipe)
 
 
 def _prepare(directory: RunDirectory, recipe: Recipe, progress: RunProgress, stop: StopRequest) -> Context:
@@ -102,8 +115,12 @@ def _prepare(directory: RunDirectory, recipe: Recipe, progress: RunProgress, sto
     require_space(directory.root, weights + weights // 4, "the folded model and the adapters")
     tokenizer = load_tokenizer(start)
     require_fitting_base(recipe.base, start, tokenizer, recipe.data.sequence_length)
-    plan = _make_plan(directory, recipe, tokenizer, ledger.key(0), progress, threads)
+    require_targets(start, recipe.lora.target_modules)
+    plan = settle_plan(directory, recipe, tokenizer, ledger.key(0), progress, threads)
     keep_recipe(directory, recipe)
+    for iteration in plan.iterations:  # what cannot be merged is not worth training
+        wanted = iteration.merge
+        resolve_weights(wanted["weights"], len(iteration.branches), iteration.tokens, wanted["scale"])
     progress.plan(plan.tokens)
     progress.say(describe(plan))
     evaluation = _evaluation(directory, recipe, tokenizer, context_length(start))
@@ -151,109 +168,20 @@ def _open_base(directory: RunDirectory, recipe: Recipe) -> tuple[Ledger, BaseFil
     if not started:
         ledger.base = {"name": original.name, "revision": original.revision, "files": files}
         ledger.save()
+    if chained and verify(parent.model, ledger.key(0)) is None:
+        raise UserError.of(
+            f"base {recipe.base}",
+            expected="the finished run this one started from",
+            found="a model that has changed since (it was extended or edited)",
+            remedy="Restore it, or start a new run from it",
+        )
     return ledger, original, parent.model if chained else original.folder
-
-
-def _make_plan(
-    directory: RunDirectory, recipe: Recipe, tokenizer: Any, base_key: str, progress: RunProgress, threads: int
-) -> Plan:
-    """The plan on disk if it is this recipe's, else a new one; after `--extend`, with new iterations at its end."""
-    record = read_record(directory.plan)
-    if record is not None and record["recipe"] == recipe_key(recipe):
-        plan = Plan.from_json(record)
-        if not all(verify(directory.branch(b.iteration, b.branch), b.key, quick=True) for b in plan.all_branches()):
-            _restore_data(directory, recipe, tokenizer, record["parts"], progress)
-        return plan
-    parts = record["parts"] if record else []
-    earlier = Plan.from_json(record) if record else None
-    count = recipe.slices if earlier is None or recipe.strategy == "single" else recipe.slices - earlier.slices
-    if count < 1:
-        assert earlier is not None
-        raise UserError.of(
-            f"--extend of {directory.root}",
-            expected=f"bam.slices above {earlier.slices}, those already trained",
-            found=str(recipe.slices),
-            remedy="Raise it by the number of new slices",
-        )
-    part = _prepare_part(directory, recipe, tokenizer, parts, count, progress)
-    slices = [
-        SlicePlan(part["part"], (one["rows"][0], one["rows"][1]), one["target_tokens"], one["replay_tokens"])
-        for one in part["slices"]
-    ]
-    plan = make_plan(recipe, slices, base_key=base_key, earlier=earlier)
-    parts = [*parts, part]
-    write_record(directory.root / "data" / "facts.json", part["part"], {"seconds": sum(p["seconds"] for p in parts)})
-    body = {**plan.to_json(), "recipe": recipe_key(recipe), "threads": threads, "parts": parts}
-    write_record(directory.plan, "plan", {**body, "data": _totals(plan, parts)})
-    return plan
-
-
-def _prepare_part(
-    directory: RunDirectory, recipe: Recipe, tokenizer: Any, earlier: Sequence[dict[str, Any]], slices: int,
-    progress: RunProgress,
-) -> dict[str, Any]:  # fmt: skip
-    """Packs the data of one part of the run, or finds it packed; returns what `plan.json` keeps of it."""
-    name = f"{len(earlier) + 1:02}"
-    seed = derive_seed(recipe.seed, "data", name)
-    layout = Layout(slices, recipe.data.sequence_length, recipe.data.slicing, recipe.data.replay_share, seed)
-    key = digest(["data", recipe_key(recipe), tokenizer_digest(tokenizer), name])
-    sources = _training_sources(recipe, earlier)
-    facts = prepare(sources, layout, tokenizer, directory.data(name), key=key, say=progress.say)
-    return {"part": name, **facts}
-
-
-def _restore_data(
-    directory: RunDirectory, recipe: Recipe, tokenizer: Any, parts: Sequence[dict[str, Any]], progress: RunProgress
-) -> None:
-    """Makes packed data that is lost or damaged again; earlier parts of an extended run are trained already."""
-    *earlier, part = parts
-    again = _prepare_part(directory, recipe, tokenizer, earlier, len(part["slices"]), progress)
-    if again["slices"] != part["slices"]:
-        raise UserError.of(
-            str(directory.data(part["part"])),
-            expected="the data this run was planned with",
-            found="other text in its sources",
-            remedy="Restore the sources, or start a new run",
-        )
-
-
-def _totals(plan: Plan, parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    branches = plan.all_branches()
-    return {
-        "target_tokens": sum(branch.target_tokens for branch in branches),
-        "replay_tokens": sum(branch.replay_tokens for branch in branches),
-        "train_tokens": plan.tokens,
-        "sources": [source for part in parts for source in part["sources"]],
-    }
-
-
-def _training_sources(recipe: Recipe, parts: Sequence[dict[str, Any]]) -> list[TrainingSource]:
-    """The recipe's sources; of those that earlier parts of the run have read, what is left."""
-    sources = []
-    for role, listed in (("target", recipe.data.target), ("replay", recipe.data.replay)):
-        for source in listed:
-            where = _where(source)
-            seen = [s for part in parts for s in part["sources"] if role == "target" == s["role"] and _is(s, where)]
-            used = sum(s["used_tokens"] for s in seen)
-            limit = None if source.tokens is None else source.tokens - used
-            if limit is None or limit > 0:
-                skip = max((s["next_row"] for s in seen), default=0)
-                sources.append(TrainingSource(where, role, limit, source.weight, skip))
-    return sources
-
-
-def _where(source: Source | EvaluationSource) -> TextSource:
-    return TextSource(source.path, source.name, source.split, source.revision, source.text)
-
-
-def _is(facts: dict[str, Any], where: TextSource) -> bool:
-    return all(facts[name] == value for name, value in vars(where).items())
 
 
 def _evaluation(directory: RunDirectory, recipe: Recipe, tokenizer: Any, context_tokens: int | None) -> Windowed | None:
     wanted = recipe.evaluation
     sources = [
-        SetSource(source.set, role, _where(source), source.documents)
+        SetSource(source.set, role, text_source(source), source.documents)
         for role, listed in (("target", wanted.target), ("source", wanted.source))
         for source in listed
     ]
@@ -266,15 +194,6 @@ def _evaluation(directory: RunDirectory, recipe: Recipe, tokenizer: Any, context
         window_bytes=wanted.window_bytes,
         overlap_bytes=wanted.overlap_bytes,
         context_tokens=context_tokens,
-    )
-
-
-def describe(plan: Plan) -> str:
-    """The plan in one line."""
-    steps = [branch.steps for branch in plan.all_branches()]
-    return (
-        f"plan: {plan.strategy}, {plan.tokens:,} tokens in {plan.slices} slices, "
-        f"{len(plan.iterations)} iterations of {plan.branches} branches, {sum(steps):,} steps in all"
     )
 
 
@@ -291,7 +210,11 @@ def _iterate(context: Context, session: Session) -> None:
             tokens += branch.tokens
             session.update()
             context.stop.check()
+            if context.training_load == context.scoring_load:
+                score_model(context, number, branch.branch)
+        for branch in iteration.branches:  # at another precision all of them after one loading
             score_model(context, number, branch.branch)
+            context.stop.check()
         merge(context, iteration)
         context.stop.check()
         if number == len(context.plan.iterations) or context.recipe.keep.bases == "all":

@@ -18,6 +18,7 @@ from bam_lora.store import digest, read_record, sweep, write_record, write_text
 # What an extension of a finished run may change; the rest would make earlier iterations another run's.
 _EXTENSIBLE = ("data.target", "data.replay", "bam.slices", "training.")
 _HARMLESS = ("output", "keep.")
+_MARKS = ("plan.json", "ledger.json", "environment.json")  # a recipe.yaml alone may be a project of the user's
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ def locked(root: Path) -> Iterator[RunDirectory]:
 
     if root.exists() and not root.is_dir():
         raise UserError.of(str(root), expected="a folder", found="a file", remedy="Choose another --output")
-    if root.is_dir() and not (root / "recipe.yaml").exists() and not _ours_alone(root):
+    if root.is_dir() and not any((root / name).exists() for name in _MARKS) and not _ours_alone(root):
         raise UserError.of(
             str(root),
             expected="a new or empty folder, or a run of bam-lora",
@@ -128,7 +129,8 @@ def locked(root: Path) -> Iterator[RunDirectory]:
 
 def _ours_alone(root: Path) -> bool:
     """Whether a folder without a recipe holds nothing but what a first start of ours may have left."""
-    return all(entry.name == ".lock" or entry.name.startswith(".tmp-") for entry in root.iterdir())
+    names = {entry.name for entry in root.iterdir() if not entry.name.startswith(".tmp-")}
+    return names <= {".lock", "recipe.yaml"} and (".lock" in names or not names)
 
 
 def check_recipe_of(directory: RunDirectory, recipe: Recipe, *, extend: bool, finished: bool) -> None:
@@ -145,14 +147,9 @@ def check_recipe_of(directory: RunDirectory, recipe: Recipe, *, extend: bool, fi
         return
     plan = read_record(directory.plan)
     if plan is not None and plan["recipe"] == recipe_key(recipe):
-        if extend and finished:
-            raise UserError.of(
-                f"--extend of {directory.root}",
-                expected="a recipe with more bam.slices and more data than the finished run's",
-                found="the same one",
-                remedy="Raise bam.slices and add to data.target",
-            )
         return
+    if is_fresh(directory):
+        return  # a first start that failed may be put right
     before = load_recipe(directory.recipe).resolved()
     changed = [key for key in changed_keys(before, recipe.resolved()) if not key.startswith(_HARMLESS)]
     if not changed:
@@ -179,6 +176,11 @@ def check_recipe_of(directory: RunDirectory, recipe: Recipe, *, extend: bool, fi
             found="one that is not",
             remedy="Finish it first: the same command without --extend, with the old recipe",
         )
+
+
+def is_fresh(directory: RunDirectory) -> bool:
+    """Whether nothing is planned or trained yet."""
+    return not directory.plan.exists() and not directory.iteration(1).exists()
 
 
 def keep_recipe(directory: RunDirectory, recipe: Recipe) -> None:

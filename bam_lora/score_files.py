@@ -48,6 +48,8 @@ def score_files(
     bits = {"4bit": 4, "16bit": 16}.get(precision)
     if bits is None:
         raise UserError.of("--precision", expected="4bit or 16bit", found=precision, remedy="Choose one of them")
+    if window_bytes is not None and window_bytes < 16:
+        raise UserError.of("--window-bytes", expected="at least 16", found=str(window_bytes), remedy="Raise it")
     quiet_libraries()
     finished = Path(model) / "model"
     folder = finished if (finished / "config.json").is_file() else find_base(model).folder

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from bam_lora.data import tokenizer_digest
 from bam_lora.errors import UserError
@@ -114,18 +116,28 @@ def _overlap(window_bytes: int, overlap_bytes: int | None) -> int:
     return overlap
 
 
-def score_sets(model: Any, tokenizer: Any, evaluation: Windowed, *, batch_size: int, dtype: str) -> dict[str, Any]:
-    """Scores one model on every set.
+def score_sets(
+    model: Any, tokenizer: Any, evaluation: Windowed, *, batch_size: int, dtype: str,
+    on_batch: Callable[[int], None] | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Scores one model on every set; `on_batch` is called with the number of windows just scored.
 
     Returns:
         {"window_bytes", "overlap_bytes", "seconds", "scores": [{"set", "role", "bits_per_byte", "stderr",
         "documents", "bytes", "per_document": {"bits", "bytes"}}]}.
     """
     started = time.monotonic()
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0  # it is masked
     scores = []
     for part, windows in zip(evaluation.sets, evaluation.windows, strict=True):
-        nats, sizes = score(model, windows, pad=pad, batch_size=batch_size, dtype=dtype)
+        nats, sizes = score(model, windows, pad=pad, batch_size=batch_size, dtype=dtype, on_batch=on_batch)
+        if not np.isfinite(nats).all():
+            raise UserError.of(
+                f"the score of the model on {part.name!r}",
+                expected="a finite number",
+                found="NaN or infinity",
+                remedy="Check the base's weights; in float16 some models overflow: use compute_dtype bfloat16",
+            )
         value, stderr = bits_per_byte(nats, sizes)
         scores.append(
             {

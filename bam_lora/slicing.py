@@ -72,14 +72,16 @@ def quotas(available: Sequence[int], weights: Sequence[float | None], total: int
             return list(available)
         shares = [Fraction(tokens) for tokens in available]
     else:
-        shares = [Fraction(weight or 0.0).limit_denominator(10**6) for weight in weights]
+        shares = [Fraction(str(weight or 0.0)) for weight in weights]
     scale = Fraction(total) / sum(shares) if total is not None else None
     largest = min(Fraction(tokens) / share for tokens, share in zip(available, shares, strict=True) if share)
     factor = largest if scale is None else min(scale, largest)
     taken = [int(factor * share) for share in shares]
     missing = (total or 0) - sum(taken) if scale is not None and scale <= largest else 0
-    for index in range(missing):  # rounding left at most one token a source
-        taken[index % len(taken)] += 1
+    for index, limit in enumerate(available):  # rounding left at most one token a source
+        if missing and taken[index] < limit:
+            taken[index] += 1
+            missing -= 1
     return [min(tokens, limit) for tokens, limit in zip(taken, available, strict=True)]
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bam_lora.errors import UserError
+from bam_lora.errors import UserError, first_line
 from bam_lora.store import hash_file
 
 _BUILDERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".txt": "text"}
@@ -63,7 +63,9 @@ def open_source(source: TextSource, *, streaming: bool, cache: Path) -> OpenSour
         if _is_saved_dataset(Path(source.path)):
             return OpenSource(_load_saved(source), {"files": _hashes([Path(source.path)])})
         files = find_files(source.path)
-        arguments.update(data_files=[str(file) for file in files])
+        if not any(file.stat().st_size for file in files):
+            return OpenSource([], {"files": _hashes(files)})
+        arguments.update(data_files=[glob.escape(str(file)) for file in files])
         builder = _builder(source.path, files)
         if builder == "text":
             arguments["sample_by"] = "document"
@@ -192,11 +194,11 @@ def _hub_commit(source: TextSource) -> str:
 
 
 def _unreadable(source: TextSource, error: Exception) -> UserError:
-    cause = str(error.__cause__ or error).strip() or type(error).__name__
+    cause = first_line(error.__cause__ or error)
     where = "the file" if source.is_local else "the Hub id, `name`, `split`, your access and the network"
     return UserError.of(
         source.path,
         expected="readable data",
-        found=f"{type(error).__name__}: {cause.splitlines()[0][:300]}",
+        found=f"{type(error).__name__}: {cause}",
         remedy=f"Check {where}",
     )

@@ -11,20 +11,22 @@ from pathlib import Path
 from typing import Any
 
 from bam_lora.adapters import Adapter
-from bam_lora.base import BaseFiles, Loading, adapted, count_linear_modules, load_model
+from bam_lora.base import BaseFiles, Loading, load_model
 from bam_lora.branch import ADAPTER, AdapterSettings, BranchJob, train_branch
-from bam_lora.data import load_rows
+from bam_lora.errors import UserError
 from bam_lora.folding import fold_into
 from bam_lora.interrupt import StopRequest
 from bam_lora.ledger import Ledger
 from bam_lora.merge import MergedAdapters
 from bam_lora.merge_methods import resolve_weights
+from bam_lora.packing import load_rows
 from bam_lora.plan import BranchPlan, IterationPlan, Plan
 from bam_lora.progress import RunProgress
 from bam_lora.recipe import Recipe
 from bam_lora.rundir import RunDirectory
 from bam_lora.scoring import Windowed, sample_texts, score_sets
 from bam_lora.store import digest, link_or_copy, new_folder, read_record, seal, verify, write_record
+from bam_lora.views import adapted, count_linear_modules
 
 
 class ModelSlot:
@@ -99,13 +101,15 @@ def train(context: Context, branch: BranchPlan, tokens_before: int) -> None:
     """Trains one branch, or finds it done."""
     progress, recipe = context.progress, context.recipe
     folder = context.directory.branch(branch.iteration, branch.branch)
-    if verify(folder, branch.key) is None:
+    # The plan's key, and the very base: on a GPU a branch that had to be trained again may differ in its last bits.
+    key = digest([branch.key, context.ledger.key(branch.iteration - 1)])
+    if verify(folder, key) is None:
         label = f"iteration {branch.iteration}/{len(context.plan.iterations)}, branch {branch.branch}"
         progress.stage(f"{label}: loading the base")
         model = context.model(branch.iteration - 1, context.training_load)
         job = BranchJob(
             label=f"{label}, slice {branch.slice}",
-            key=branch.key,
+            key=key,
             seed=branch.seed,
             steps=branch.steps,
             tokens=branch.tokens,
@@ -113,7 +117,7 @@ def train(context: Context, branch: BranchPlan, tokens_before: int) -> None:
             adapter=AdapterSettings(
                 recipe.lora.r, recipe.lora.alpha, recipe.lora.target_modules, recipe.lora.dropout, recipe.lora.rslora
             ),
-            arguments=recipe.training.sft_arguments(),
+            arguments={**recipe.training.sft_arguments(), "warmup_steps": warmup_steps(recipe, branch)},
             base_name=context.original.name,
         )
 
@@ -126,6 +130,24 @@ def train(context: Context, branch: BranchPlan, tokens_before: int) -> None:
             model, context.training_load, context.tokenizer, rows, job, folder, on_step=on_step, stop=context.stop
         )
     progress.branch_done(tokens_before + branch.tokens)
+
+
+def warmup_steps(recipe: Recipe, branch: BranchPlan) -> int:
+    """Warm-up of one branch, in steps. A share is rounded down: of a few steps none is spent at a rate of zero.
+
+    Raises:
+        UserError: If the warm-up takes the whole branch.
+    """
+    wanted = recipe.training.warmup_steps
+    steps = int(wanted * branch.steps) if wanted < 1 else int(wanted)
+    if steps >= branch.steps:
+        raise UserError.of(
+            f"training.warmup_steps of iteration {branch.iteration}, branch {branch.branch}",
+            expected=f"fewer than its {branch.steps} steps",
+            found=str(steps),
+            remedy="Lower it (below 1 it is a share of the steps), or train on more data",
+        )
+    return steps
 
 
 def score_model(context: Context, iteration: int, branch: int | None = None) -> None:
@@ -152,6 +174,7 @@ def score_model(context: Context, iteration: int, branch: int | None = None) -> 
             context.evaluation,
             batch_size=context.recipe.evaluation.batch_size,
             dtype=how.compute_dtype,
+            on_batch=lambda count: context.stop.check(),
         )
     record = {"format": 1, "iteration": iteration, "branch": branch, "precision": context.recipe.evaluation.precision}
     write_record(folder / "eval.json", key, {**record, "linear_modules": count_linear_modules(model), **scores})

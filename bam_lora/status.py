@@ -52,7 +52,7 @@ def _folder(root: Path, branch: dict[str, Any]) -> Path:
 
 
 def _branch_done(root: Path, branch: dict[str, Any]) -> bool:
-    return read_record(_folder(root, branch) / MANIFEST, branch["key"]) is not None
+    return read_record(_folder(root, branch) / MANIFEST) is not None
 
 
 def _merged(root: Path, plan: dict[str, Any]) -> int:

@@ -11,13 +11,15 @@ import pytest
 import torch
 from conftest import GERMAN, write_jsonl
 
-from bam_lora.base import Loading, adapted, branch_view, count_linear_modules, load_model, load_tokenizer
+from bam_lora.base import Loading, load_model, load_tokenizer
 from bam_lora.branch import AdapterSettings, BranchJob, train_branch
-from bam_lora.data import Layout, TrainingSource, load_rows, prepare
+from bam_lora.data import Layout, TrainingSource, prepare
 from bam_lora.errors import Interrupted, UserError
 from bam_lora.interrupt import StopRequest
+from bam_lora.packing import load_rows
 from bam_lora.sources import TextSource
 from bam_lora.store import hash_file
+from bam_lora.views import adapted, branch_view, count_linear_modules
 
 HOW = Loading(4)
 
@@ -213,7 +215,7 @@ def poisoned(model: Any) -> Iterator[Any]:
 
 
 def test_non_finite_gradients_stop_before_the_update(tmp_path: Path, poisoned: Any, tokenizer: Any, rows: Any) -> None:
-    words = r"iteration 1/1, branch 1, slice 1, step 1: expected a finite gradient, found NaN or infinity\. Lower"
+    words = r"iteration 1/1, branch 1, slice 1, step 1: expected a finite gradient, found NaN or infinity\. Start"
     with pytest.raises(UserError, match=words):
         train(tmp_path / "x", poisoned, tokenizer, rows, job())
     assert not (tmp_path / "x" / "done.json").exists()
@@ -236,3 +238,13 @@ def test_a_view_of_a_base_with_placement_hooks_runs_its_own_modules(tiny_base: P
         logits = view(ids).logits
         assert called == ["view"]
         assert torch.equal(logits, base(ids).logits)
+
+
+@pytest.mark.parametrize("bits", [4, 8, 16])
+def test_views_agree_with_the_base_at_every_precision(tiny_base: Path, bits: int) -> None:
+    base = load_model(tiny_base, Loading(bits))
+    ids = torch.tensor([[0, 5, 6, 7]])
+    with torch.no_grad():
+        first = branch_view(base)(ids).logits
+        assert torch.equal(first, branch_view(base)(ids).logits)
+        assert torch.equal(first, base(ids).logits)

@@ -230,8 +230,13 @@ def test_extension_trains_on_new_data_only(finished: Path, tiny_base: Path, file
     assert used == {"german.jsonl": 0, "more.jsonl": 12}
     assert report["iterations"][2]["iteration"] == 3
     assert model_hash(copy) != model_hash(finished)
-    with pytest.raises(UserError, match="found the same one"):
-        run(longer, copy, extend=True)
+    done = model_hash(copy)
+    run(longer, copy, extend=True)  # the same command again finds that all is done
+    assert model_hash(copy) == done
+    (copy / "plan.json").write_text("{")
+    with pytest.raises(UserError, match=r"plan\.json: expected the plan of this run, which was extended"):
+        run(longer, copy)
+    assert model_hash(copy) == done
 
 
 def test_a_finished_run_can_be_the_base_of_another(
@@ -246,6 +251,106 @@ def test_a_finished_run_can_be_the_base_of_another(
     ledger = Ledger.load(tmp_path / "second")
     assert len(ledger.inherited) == 2
     assert ledger.base["name"] == str(tiny_base)
+
+
+def test_a_chained_run_notices_that_its_parent_has_changed(
+    finished: Path, tiny_base: Path, files: Path, tmp_path: Path
+) -> None:
+    parent = tmp_path / "parent"
+    shutil.copytree(finished, parent)
+    chained = recipe(parent, files, bam={"slices": 1, "branches": 1}, evaluation={"samples": []})
+    run(chained, tmp_path / "child")
+    write_jsonl(tmp_path / "more.jsonl", GERMAN[24:30])
+    longer = recipe(
+        tiny_base, files, bam={"slices": 4},
+        data={"target": [{"path": str(files / "german.jsonl")}, {"path": str(tmp_path / "more.jsonl")}]},
+    )  # fmt: skip
+    run(longer, parent, extend=True)
+    shutil.rmtree(tmp_path / "child" / "model")
+    with pytest.raises(UserError, match="expected the finished run this one started from, found a model that has"):
+        run(chained, tmp_path / "child")
+
+
+def test_a_first_start_that_failed_can_be_put_right(tiny_base: Path, files: Path, tmp_path: Path) -> None:
+    wrong = recipe(tiny_base, files, data={"target": [{"path": str(files / "german.jsonl"), "text": "body"}]})
+    with pytest.raises(UserError, match="expected a column 'body'"):
+        run(wrong, tmp_path / "run")
+    run(recipe(tiny_base, files, bam={"slices": 1, "branches": 1}), tmp_path / "run")
+    assert (tmp_path / "run" / "model" / "model.safetensors").exists()
+
+
+def test_weights_that_cannot_merge_a_short_group_are_refused_before_training(
+    tiny_base: Path, files: Path, tmp_path: Path
+) -> None:
+    chosen = recipe(tiny_base, files, bam={"slices": 3, "branches": 2, "merge": {"weights": [0.0, 1.0]}})
+    with pytest.raises(UserError, match="merge weights"):
+        run(chosen, tmp_path / "run")
+    assert not (tmp_path / "run" / "iterations").exists()
+
+
+def test_data_that_is_lost_and_has_changed_is_refused_until_it_is_restored(
+    finished: Path, tiny_base: Path, files: Path, tmp_path: Path
+) -> None:
+    copy, mine = tmp_path / "copy", write_jsonl(tmp_path / "german.jsonl", GERMAN[:24])
+    chosen = recipe(tiny_base, files, data={"target": [{"path": str(mine)}]}, bam={"slices": 2})
+    run(chosen, copy)
+    before = model_hash(copy)
+    for name in ("data/01", "model", "iterations/01/branch-2"):
+        shutil.rmtree(copy / name)
+    text = mine.read_text()
+    mine.write_text(text.replace("Fluss", "Wald!"))
+    with pytest.raises(UserError, match="expected the data this run was planned with, found other text"):
+        run(chosen, copy)
+    mine.write_text(text)
+    run(chosen, copy)
+    assert model_hash(copy) == before
+
+
+@pytest.mark.parametrize("name", ["result.json", "environment.json", "sessions.json", "samples.json"])
+def test_a_damaged_record_of_a_finished_run_is_made_again(
+    name: str, finished: Path, tiny_base: Path, files: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(finished, tmp_path / "copy")
+    (tmp_path / "copy" / name).write_text("{")
+    run(recipe(tiny_base, files), tmp_path / "copy")
+    assert read_record(tmp_path / "copy" / name) is not None
+    assert model_hash(tmp_path / "copy") == model_hash(finished)
+
+
+def test_a_base_with_a_missing_tensor_is_refused(tiny_base: Path, files: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    base = tmp_path / "base"
+    shutil.copytree(tiny_base, base)
+    tensors = load_file(base / "model.safetensors")
+    tensors.pop("model.norm.weight")
+    save_file(tensors, base / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match=r"tensor 'model\.norm\.weight': expected the weights that the config asks for"):
+        run(recipe(base, files), tmp_path / "run")
+
+
+@pytest.mark.parametrize("target", ["nonexistent", "embed_tokens", "lm_head"])
+def test_target_modules_that_cannot_work_are_refused_at_once(
+    target: str, tiny_base: Path, files: Path, tmp_path: Path
+) -> None:
+    chosen = recipe(tiny_base, files, lora={"r": 4, "target_modules": ["q_proj", target]})
+    with pytest.raises(UserError, match=rf"lora\.target_modules: expected .*q_proj.*found '{target}'"):
+        run(chosen, tmp_path / "run")
+    assert not (tmp_path / "run" / "iterations").exists()
+
+
+@pytest.mark.parametrize(("bits", "precision"), [(16, "16bit"), (8, "4bit")])
+def test_other_precisions(bits: int, precision: str, tiny_base: Path, files: Path, tmp_path: Path) -> None:
+    chosen = recipe(
+        tiny_base,
+        files,
+        quantization={"bits": bits},
+        bam={"slices": 2},
+        evaluation={"precision": precision, "samples": []},
+    )
+    report = run(chosen, tmp_path / "run")
+    assert {score["precision"] for score in report["scores"]} == {precision}
+    assert report["summary"]["learned"] > 0
 
 
 def test_single_and_sequential_at_equal_tokens(finished: Path, tiny_base: Path, files: Path, tmp_path: Path) -> None:

@@ -92,6 +92,8 @@ def test_too_little_text_for_the_slices_is_an_error() -> None:
         ([100, 50], [1.0, 1.0], 60, [30, 30]),
         ([100, 50], [1.0, 1.0], 200, [50, 50]),
         ([10, 10, 10], [1.0, 1.0, 1.0], 10, [4, 3, 3]),
+        ([3, 10, 10], [1.0, 1.0, 1.0], 10, [3, 3, 3]),
+        ([100, 100], [1e-9, 1e-9], None, [100, 100]),
     ],
 )
 def test_quotas(available: list[int], weights: list[float | None], total: int | None, wanted: list[int]) -> None:

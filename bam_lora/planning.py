@@ -1,0 +1,116 @@
+"""From a recipe and its texts to the plan on disk: what is prepared, what an extension adds, what is made again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from bam_lora.data import Layout, TrainingSource, prepare, tokenizer_digest
+from bam_lora.errors import UserError
+from bam_lora.plan import Plan, SlicePlan, derive_seed, make_plan
+from bam_lora.progress import RunProgress
+from bam_lora.recipe import EvaluationSource, Recipe, Source
+from bam_lora.rundir import RunDirectory, recipe_key
+from bam_lora.sources import TextSource
+from bam_lora.store import digest, read_record, write_record
+
+
+def settle_plan(
+    directory: RunDirectory, recipe: Recipe, tokenizer: Any, base_key: str, progress: RunProgress, threads: int
+) -> Plan:
+    """The plan on disk if it is this recipe's, else a new one; after `--extend`, with new iterations at its end."""
+    record = read_record(directory.plan)
+    if record is not None and record["recipe"] == recipe_key(recipe):
+        plan = Plan.from_json(record)
+        *before, part = record["parts"]  # an extension starts from a finished run, so only the last is still needed
+        _prepare_part(directory, recipe, tokenizer, before, len(part["slices"]), progress, part)
+        return plan
+    if record is None and directory.data("02").exists():  # of one part it can be made again, the same
+        raise UserError.of(
+            str(directory.plan),
+            expected="the plan of this run, which was extended",
+            found="a damaged file" if directory.plan.exists() else "none",
+            remedy="Restore it from a backup, or start a new run",
+        )
+    parts = record["parts"] if record else []
+    earlier = Plan.from_json(record) if record else None
+    count = recipe.slices if earlier is None or recipe.strategy == "single" else recipe.slices - earlier.slices
+    if count < 1:
+        assert earlier is not None
+        raise UserError.of(
+            f"--extend of {directory.root}",
+            expected=f"bam.slices above {earlier.slices}, those already trained",
+            found=str(recipe.slices),
+            remedy="Raise it by the number of new slices",
+        )
+    part = _prepare_part(directory, recipe, tokenizer, parts, count, progress, None)
+    slices = [
+        SlicePlan(part["part"], (one["rows"][0], one["rows"][1]), one["target_tokens"], one["replay_tokens"])
+        for one in part["slices"]
+    ]
+    plan = make_plan(recipe, slices, base_key=base_key, earlier=earlier)
+    parts = [*parts, part]
+    write_record(directory.root / "data" / "facts.json", part["part"], {"seconds": sum(p["seconds"] for p in parts)})
+    body = {**plan.to_json(), "recipe": recipe_key(recipe), "threads": threads, "parts": parts}
+    write_record(directory.plan, "plan", {**body, "data": _totals(plan, parts)})
+    return plan
+
+
+def _prepare_part(
+    directory: RunDirectory, recipe: Recipe, tokenizer: Any, earlier: Sequence[dict[str, Any]], slices: int,
+    progress: RunProgress, expected: dict[str, Any] | None,
+) -> dict[str, Any]:  # fmt: skip
+    """Packs the data of one part of the run, or finds it packed; returns what `plan.json` keeps of it.
+
+    Data that is lost is made again; `expected` is what the plan says of it.
+    """
+    name = f"{len(earlier) + 1:02}"
+    seed = derive_seed(recipe.seed, "data", name)
+    layout = Layout(slices, recipe.data.sequence_length, recipe.data.slicing, recipe.data.replay_share, seed)
+    key = digest(["data", recipe_key(recipe), tokenizer_digest(tokenizer), name])
+    sources = _training_sources(recipe, earlier)
+    facts = prepare(sources, layout, tokenizer, directory.data(name), key=key, say=progress.say, expected=expected)
+    return {"part": name, **facts}
+
+
+def _totals(plan: Plan, parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    branches = plan.all_branches()
+    return {
+        "target_tokens": sum(branch.target_tokens for branch in branches),
+        "replay_tokens": sum(branch.replay_tokens for branch in branches),
+        "train_tokens": plan.tokens,
+        "sources": [source for part in parts for source in part["sources"]],
+    }
+
+
+def _training_sources(recipe: Recipe, parts: Sequence[dict[str, Any]]) -> list[TrainingSource]:
+    """The recipe's sources; of those that earlier parts of the run have read, what is left."""
+    sources = []
+    for role, listed in (("target", recipe.data.target), ("replay", recipe.data.replay)):
+        for source in listed:
+            where = text_source(source)
+            seen = [s for part in parts for s in part["sources"] if role == "target" == s["role"] and _is(s, where)]
+            used = sum(s["used_tokens"] for s in seen)
+            limit = None if source.tokens is None else source.tokens - used
+            if limit is None or limit > 0:
+                skip = max((s["next_row"] for s in seen), default=0)
+                sources.append(TrainingSource(where, role, limit, source.weight, skip))
+    return sources
+
+
+def text_source(source: Source | EvaluationSource) -> TextSource:
+    """Where a source of the recipe is."""
+    return TextSource(source.path, source.name, source.split, source.revision, source.text)
+
+
+def _is(facts: dict[str, Any], where: TextSource) -> bool:
+    return all(facts[name] == value for name, value in vars(where).items())
+
+
+def describe(plan: Plan) -> str:
+    """The plan in one line."""
+    steps = [branch.steps for branch in plan.all_branches()]
+    return (
+        f"plan: {plan.strategy}, {plan.tokens:,} tokens in {plan.slices} slices, "
+        f"{len(plan.iterations)} iterations of {plan.branches} branches, {sum(steps):,} steps in all"
+    )

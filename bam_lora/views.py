@@ -1,0 +1,67 @@
+"""Many models on one set of quantised tensors: a view for every branch, and for every adapter that is scored."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+def assert_not_repacked(model: Any) -> None:
+    """Asserts that no 4-bit weight went through the repacking that breaks training on the CPU."""
+    for name, parameter in model.named_parameters():
+        state = getattr(parameter, "quant_state", None)
+        assert not getattr(state, "packing_format_for_cpu", False), f"{name} was repacked for inference"
+
+
+def branch_view(model: Any) -> Any:
+    """A model whose modules are new but whose tensors are the given model's own.
+
+    What a trainer does to it (adapters, hooks, a patched forward, flags, config) is gone when it is dropped, and the
+    base serves the next branch as if it had just been loaded. Costs no memory for weights.
+    """
+    import torch
+
+    shared: dict[int, Any] = {}
+    for module in model.modules():
+        for value in (*module.__dict__.values(), *module._parameters.values(), *module._buffers.values()):
+            for item in (value, getattr(value, "quant_state", None), *_codes(value)):
+                if isinstance(item, torch.Tensor) or type(item).__name__ == "QuantState":
+                    shared[id(item)] = item
+    view = copy.deepcopy(model, shared)
+    view.requires_grad_(False)
+    return view
+
+
+def _codes(value: Any) -> tuple[Any, Any]:
+    """Codes and scales of an 8-bit layer's state."""
+    return getattr(value, "CB", None), getattr(value, "SCB", None)
+
+
+@contextmanager
+def adapted(model: Any, adapter: Path | None) -> Iterator[Any]:
+    """The model itself, or a view of it with an adapter from disk, for as long as the context lasts."""
+    if adapter is None:
+        yield model
+        return
+    from peft import PeftModel
+
+    yield PeftModel.from_pretrained(branch_view(model), str(adapter)).eval()
+
+
+def count_linear_modules(model: Any) -> dict[str, int]:
+    """How many linear layers are 4-bit, 8-bit and not quantised (the output head is among the last)."""
+    import bitsandbytes as bnb
+    import torch
+
+    counts = {"4bit": 0, "8bit": 0, "unquantised": 0}
+    for module in model.modules():
+        if isinstance(module, bnb.nn.Linear4bit):
+            counts["4bit"] += 1
+        elif isinstance(module, bnb.nn.Linear8bitLt):
+            counts["8bit"] += 1
+        elif isinstance(module, torch.nn.Linear):
+            counts["unquantised"] += 1
+    return counts
