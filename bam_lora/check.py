@@ -16,6 +16,7 @@ from bam_lora.plan import iteration_count
 from bam_lora.quiet import quiet_libraries
 from bam_lora.recipe import EvaluationSource, Recipe, Source
 from bam_lora.sources import TextSource, open_source, read_texts
+from bam_lora.store import require_space
 
 _SAMPLE_DOCUMENTS = 50
 _EXCERPT_CHARACTERS = 70
@@ -118,15 +119,8 @@ def _disk_lines(recipe: Recipe, folder: Path, checkpoint: Checkpoint) -> list[st
     # While one iteration's model is folded the one before it is still there; optimizer states are twice the adapter.
     needed = 2 * weights + recipe.slices * adapter + 3 * recipe.training.save_total_limit * adapter
     output = Path(recipe.output).expanduser().absolute()
-    existing = next(path for path in (output, *output.parents) if path.exists())
-    free = shutil.disk_usage(existing).free
-    if free < needed:
-        raise UserError.of(
-            f"disk space in {existing}",
-            expected=f"about {needed / 1e9:.1f} GB for {recipe.slices} adapters and two folded models",
-            found=f"{free / 1e9:.1f} GB free",
-            remedy="Free some or choose another --output",
-        )
+    require_space(output, needed, f"{recipe.slices} adapters and two folded models")
+    free = shutil.disk_usage(next(path for path in (output, *output.parents) if path.exists())).free
     return [
         f"disk        at most about {needed / 1e9:.2f} GB of {free / 1e9:.0f} GB free; "
         f"a folded model is {weights / 1e9:.2f} GB"

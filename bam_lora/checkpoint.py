@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bam_lora.errors import UserError
+from bam_lora.errors import UserError, first_line
 from bam_lora.safetensors_stream import Header, TensorRecord, read_header
 from bam_lora.store import MANIFEST, read_json, read_record
 
@@ -179,13 +179,13 @@ def local_folder(name: str | Path, patterns: Sequence[str]) -> Path:
 
     try:
         return Path(huggingface_hub.snapshot_download(name, allow_patterns=list(patterns)))
-    except (OSError, ValueError) as error:  # its errors are of these two families, offline ones included
+    except Exception as error:  # its own families, and whatever the HTTP library calls a missing network
         raise UserError.of(
             str(name),
             expected="a folder or a model on the Hub",
-            found=str(error).strip().splitlines()[0],
+            found=first_line(error),
             remedy="Check the name, the network and your access to it",
-        ) from None
+        ) from error
 
 
 def claim_output(output: Path, artefact: str, *, keep: Sequence[Path]) -> Path:
