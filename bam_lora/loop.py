@@ -19,7 +19,6 @@ from bam_lora.errors import UserError
 from bam_lora.interrupt import StopRequest, stop_on_signals
 from bam_lora.ledger import LEDGER_FILE, Ledger
 from bam_lora.machine import environment, use_one_gpu
-from bam_lora.merge_methods import resolve_weights
 from bam_lora.planning import describe, settle_plan, text_source
 from bam_lora.progress import RunProgress
 from bam_lora.quiet import quiet, quiet_libraries
@@ -118,9 +117,6 @@ def _prepare(directory: RunDirectory, recipe: Recipe, progress: RunProgress, sto
     require_targets(start, recipe.lora.target_modules)
     plan = settle_plan(directory, recipe, tokenizer, ledger.key(0), progress, threads)
     keep_recipe(directory, recipe)
-    for iteration in plan.iterations:  # what cannot be merged is not worth training
-        wanted = iteration.merge
-        resolve_weights(wanted["weights"], len(iteration.branches), iteration.tokens, wanted["scale"])
     progress.plan(plan.tokens)
     progress.say(describe(plan))
     evaluation = _evaluation(directory, recipe, tokenizer, context_length(start))

@@ -135,6 +135,23 @@ def make_plan(recipe: Recipe, slices: Sequence[SlicePlan], *, base_key: str, ear
     )
 
 
+def warmup_steps(wanted: float, branch: BranchPlan) -> int:
+    """Warm-up of one branch, in steps. A share is rounded down: of a few steps none is spent at a rate of zero.
+
+    Raises:
+        UserError: If the warm-up takes the whole branch.
+    """
+    steps = int(wanted * branch.steps) if wanted < 1 else int(wanted)
+    if steps >= branch.steps:
+        raise UserError.of(
+            f"training.warmup_steps of iteration {branch.iteration}, branch {branch.branch}",
+            expected=f"fewer than its {branch.steps} steps",
+            found=str(steps),
+            remedy="Lower it (below 1 it is a share of the steps), or train on more data",
+        )
+    return steps
+
+
 def iteration_count(recipe: Recipe) -> int:
     """ceil(N/K): how many merges a run of this recipe makes."""
     return math.ceil(recipe.slices / recipe.branches)

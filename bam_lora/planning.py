@@ -7,7 +7,8 @@ from typing import Any
 
 from bam_lora.data import Layout, TrainingSource, prepare, tokenizer_digest
 from bam_lora.errors import UserError
-from bam_lora.plan import Plan, SlicePlan, derive_seed, make_plan
+from bam_lora.merge_methods import resolve_weights
+from bam_lora.plan import Plan, SlicePlan, derive_seed, make_plan, warmup_steps
 from bam_lora.progress import RunProgress
 from bam_lora.recipe import EvaluationSource, Recipe, Source
 from bam_lora.rundir import RunDirectory, recipe_key
@@ -49,11 +50,21 @@ def settle_plan(
         for one in part["slices"]
     ]
     plan = make_plan(recipe, slices, base_key=base_key, earlier=earlier)
+    _require_sense(recipe, plan)
     parts = [*parts, part]
     write_record(directory.root / "data" / "facts.json", part["part"], {"seconds": sum(p["seconds"] for p in parts)})
     body = {**plan.to_json(), "recipe": recipe_key(recipe), "threads": threads, "parts": parts}
     write_record(directory.plan, "plan", {**body, "data": _totals(plan, parts)})
     return plan
+
+
+def _require_sense(recipe: Recipe, plan: Plan) -> None:
+    """Raises a UserError for what would only fail after hours of training, while the recipe can still be changed."""
+    for iteration in plan.iterations:
+        merge = iteration.merge
+        resolve_weights(merge["weights"], len(iteration.branches), iteration.tokens, merge["scale"])
+    for branch in plan.all_branches():
+        warmup_steps(recipe.training.warmup_steps, branch)
 
 
 def _prepare_part(

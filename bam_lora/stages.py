@@ -13,14 +13,13 @@ from typing import Any
 from bam_lora.adapters import Adapter
 from bam_lora.base import BaseFiles, Loading, load_model
 from bam_lora.branch import ADAPTER, AdapterSettings, BranchJob, train_branch
-from bam_lora.errors import UserError
 from bam_lora.folding import fold_into
 from bam_lora.interrupt import StopRequest
 from bam_lora.ledger import Ledger
 from bam_lora.merge import MergedAdapters
 from bam_lora.merge_methods import resolve_weights
 from bam_lora.packing import load_rows
-from bam_lora.plan import BranchPlan, IterationPlan, Plan
+from bam_lora.plan import BranchPlan, IterationPlan, Plan, warmup_steps
 from bam_lora.progress import RunProgress
 from bam_lora.recipe import Recipe
 from bam_lora.rundir import RunDirectory
@@ -117,7 +116,10 @@ def train(context: Context, branch: BranchPlan, tokens_before: int) -> None:
             adapter=AdapterSettings(
                 recipe.lora.r, recipe.lora.alpha, recipe.lora.target_modules, recipe.lora.dropout, recipe.lora.rslora
             ),
-            arguments={**recipe.training.sft_arguments(), "warmup_steps": warmup_steps(recipe, branch)},
+            arguments={
+                **recipe.training.sft_arguments(),
+                "warmup_steps": warmup_steps(recipe.training.warmup_steps, branch),
+            },
             base_name=context.original.name,
         )
 
@@ -130,24 +132,6 @@ def train(context: Context, branch: BranchPlan, tokens_before: int) -> None:
             model, context.training_load, context.tokenizer, rows, job, folder, on_step=on_step, stop=context.stop
         )
     progress.branch_done(tokens_before + branch.tokens)
-
-
-def warmup_steps(recipe: Recipe, branch: BranchPlan) -> int:
-    """Warm-up of one branch, in steps. A share is rounded down: of a few steps none is spent at a rate of zero.
-
-    Raises:
-        UserError: If the warm-up takes the whole branch.
-    """
-    wanted = recipe.training.warmup_steps
-    steps = int(wanted * branch.steps) if wanted < 1 else int(wanted)
-    if steps >= branch.steps:
-        raise UserError.of(
-            f"training.warmup_steps of iteration {branch.iteration}, branch {branch.branch}",
-            expected=f"fewer than its {branch.steps} steps",
-            found=str(steps),
-            remedy="Lower it (below 1 it is a share of the steps), or train on more data",
-        )
-    return steps
 
 
 def score_model(context: Context, iteration: int, branch: int | None = None) -> None:

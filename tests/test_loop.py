@@ -285,7 +285,11 @@ def test_weights_that_cannot_merge_a_short_group_are_refused_before_training(
     chosen = recipe(tiny_base, files, bam={"slices": 3, "branches": 2, "merge": {"weights": [0.0, 1.0]}})
     with pytest.raises(UserError, match="merge weights"):
         run(chosen, tmp_path / "run")
+    hasty = recipe(tiny_base, files, training={"warmup_steps": 500})
+    with pytest.raises(UserError, match=r"training\.warmup_steps of iteration 1, branch 1: expected fewer than its"):
+        run(hasty, tmp_path / "run")
     assert not (tmp_path / "run" / "iterations").exists()
+    assert not (tmp_path / "run" / "plan.json").exists()  # so that the recipe can be put right
 
 
 def test_data_that_is_lost_and_has_changed_is_refused_until_it_is_restored(
