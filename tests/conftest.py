@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from hypothesis import settings
 settings.register_profile("bam_lora", deadline=None, max_examples=50)
 settings.load_profile("bam_lora")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # for tiny models the fastest, and fair to a shared machine
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
@@ -30,6 +33,14 @@ GERMAN = [
     for day in ("Morgen", "Abend")
     for what in ("einen goldenen Schlüssel", "einen alten Freund", "drei Äpfel")
 ]
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Puts torch's threads back after a test that sets them: what it computes next would be slow, or other bits."""
+    yield
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 
 def write_jsonl(path: Path, texts: list[str]) -> Path:
