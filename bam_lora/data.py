@@ -229,7 +229,7 @@ def _tokenise_into(source: TrainingSource, tokenizer: Any, folder: Path) -> dict
             file.write(np.fromiter(itertools.chain.from_iterable(documents), dtype=np.int32).tobytes())
             lengths.extend(map(len, documents))
             rows.extend(numbers)
-            total = sum(lengths)
+            total += sum(map(len, documents))
             if source.tokens is not None and total >= source.tokens:
                 break
     if not lengths and not source.skip_rows:  # an extension may find an old source used up
