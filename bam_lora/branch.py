@@ -127,7 +127,7 @@ def newest_checkpoint(folder: Path, key: str) -> Path | None:
     return None
 
 
-def _no_input_casting(trainer: Any) -> contextlib.AbstractContextManager[None]:
+def _no_input_casting(trainer: Any) -> contextlib.AbstractContextManager[None, Any]:
     """Keeps PEFT from casting every layer's input to the adapter's fp32 where autocast casts it straight back.
 
     PEFT leaves it be where it sees autocast, but asks about CUDA's only; on a CPU the two casts cost a tenth of a step.
@@ -135,7 +135,10 @@ def _no_input_casting(trainer: Any) -> contextlib.AbstractContextManager[None]:
     """
     from peft.helpers import disable_input_dtype_casting
 
-    return disable_input_dtype_casting(trainer.model, active=trainer.args.bf16 or trainer.args.fp16)
+    casting: contextlib.AbstractContextManager[None, Any] = disable_input_dtype_casting(
+        trainer.model, active=trainer.args.bf16 or trainer.args.fp16
+    )
+    return casting
 
 
 @contextlib.contextmanager

@@ -88,6 +88,11 @@ class CheckpointSeal(TrainerCallback):  # type: ignore[misc]
     def __init__(self, key: str) -> None:
         self.key = key
 
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Spares the checkpoint that the Trainer makes of the last step: the adapter itself is written right after."""
+        if state.global_step >= state.max_steps:
+            control.should_save = False
+
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Syncs and seals the checkpoint that was just written."""
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
