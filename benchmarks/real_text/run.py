@@ -1,10 +1,13 @@
 """German on a small real base: what the loop costs beside a plain SFTTrainer script, what it learns and forgets.
 
-    BAM_LORA_BENCH_DATA=folder python benchmarks/real_text/run.py [--output runs/benchmark] [--only replay]
+    BAM_LORA_BENCH_DATA=folder python benchmarks/real_text/run.py [--output runs/benchmark] [--pairs N]
 
 Runs, one after the other, each in a process of its own: the plain script (plain_sft.py), Branch-and-Merge, and
 Branch-and-Merge with replay. Writes `results/<date>.json` with provenance. Finished parts are kept, so an interrupted
 benchmark goes on; a time is only taken from a part that ran in one piece, and only the first two are timed.
+
+`--pairs N` times the first two N times instead, one first and then the other, into `results/<date>-pairs.json`: on a
+machine that drifts one pair says little.
 """
 
 from __future__ import annotations
@@ -29,10 +32,14 @@ def main() -> None:
     parser.add_argument(
         "--allow-dirty", action="store_true", help="measure a tree with uncommitted changes (for trying)"
     )
+    parser.add_argument("--pairs", type=int, default=0, metavar="N", help="only time plain and ours, N times in turn")
     options = parser.parse_args()
     if not os.environ.get("BAM_LORA_BENCH_DATA"):
         sys.exit("error: set BAM_LORA_BENCH_DATA to a folder with data/ and models/ (benchmarks/README.md)")
     provenance = provenance_of(options.allow_dirty)
+    if options.pairs:
+        write({"provenance": provenance, "pairs": pairs(options.pairs, options.output)}, "-pairs")
+        return
     parts = {
         "plain": lambda folder: plain(folder),
         "bam": lambda folder: bam(HERE / "recipe.yaml", folder),
@@ -49,10 +56,33 @@ def main() -> None:
     check_model(options.output / "bam" / "model")
     ours = results["bam"]["seconds_without_evaluation"]
     results["ratio"] = ours / results["plain"]["seconds"] if ours else None  # None: the run was interrupted
-    target = HERE / "results" / f"{datetime.date.today().isoformat()}.json"
+    print(f"bam / plain, evaluation aside: {results['ratio'] or 'not timed'}")
+    write({"provenance": provenance, **results})
+
+
+def write(results: dict[str, Any], suffix: str = "") -> None:
+    target = HERE / "results" / f"{datetime.date.today().isoformat()}{suffix}.json"
     target.parent.mkdir(exist_ok=True)
-    target.write_text(json.dumps({"provenance": provenance, **results}, indent=2) + "\n")
-    print(f"bam / plain, evaluation aside: {results['ratio'] or 'not timed'}\n{target}")
+    target.write_text(json.dumps(results, indent=2) + "\n")
+    print(target)
+
+
+def pairs(count: int, output: Path) -> list[dict[str, float]]:
+    """Both in turn, the one that goes first changing; evaluation is not counted in ours."""
+    timed = []
+    for number in range(count):
+        seconds: dict[str, float] = {}
+        for name in ("bam", "plain") if number % 2 == 0 else ("plain", "bam"):
+            folder = output / f"pair-{number + 1}-{name}"
+            if folder.exists():
+                sys.exit(f"error: {folder} is there; a time is taken from an empty folder only")
+            part = plain(folder) if name == "plain" else bam(HERE / "recipe.yaml", folder)
+            seconds[name] = part["seconds" if name == "plain" else "seconds_without_evaluation"]
+        timed.append({**seconds, "ratio": seconds["bam"] / seconds["plain"]})
+        print(
+            f"pair {number + 1}: plain {seconds['plain']:.0f} s, bam {seconds['bam']:.0f} s, {timed[-1]['ratio']:.3f}"
+        )
+    return timed
 
 
 def provenance_of(allow_dirty: bool) -> dict[str, Any]:
