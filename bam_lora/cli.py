@@ -271,6 +271,27 @@ def report(run_directory: Run_) -> None:
 
 @app.command()
 @_command
+def shrink(
+    run_directory: Run_,
+    scale: Annotated[
+        list[float] | None, typer.Option(help="A value of λ. May be repeated. Default: 0.5, 0.65, 0.8, 0.9.")
+    ] = None,
+) -> None:
+    """Scores λ·ΔW of a finished run for a curve of λ: what forgetting costs at every size of the change.
+
+    Nothing is trained. `bam-lora compare` uses the curve as a rival: a method has earned its keep where, at the same
+    target score, its source score is below the curves of the others.
+    """
+    from bam_lora.report import render_text, write_report
+    from bam_lora.shrink import SCALES
+    from bam_lora.shrink import shrink as score_scales
+
+    score_scales(run_directory, scale or SCALES)
+    typer.echo(render_text([write_report(run_directory)], None))
+
+
+@app.command()
+@_command
 def schema() -> None:
     """Prints the recipe's JSON schema, for editors."""
     from bam_lora.recipe import recipe_schema

@@ -114,12 +114,20 @@ def _tokenise(tokenizer: Any, context: str, scored: str) -> tuple[list[int], lis
     return apart[0], apart[1]
 
 
-def choose_window(sets: Sequence[EvaluationSet], tokenizer: Any, context_tokens: int | None) -> int:
-    """The largest window in bytes, up to 4096, that fits the model's context length for every document."""
+def choose_window(
+    sets: Sequence[EvaluationSet], tokenizer: Any, context_tokens: int | None, overlap_bytes: int | None = None
+) -> int:
+    """The largest window in bytes, up to 4096, that fits the model's context length for every document.
+
+    `overlap_bytes` None is a quarter of the window.
+    """
     limit = context_tokens or sum(_WINDOW_SIZES)
     for size in _WINDOW_SIZES:
+        overlap = size // 4 if overlap_bytes is None else overlap_bytes
+        if overlap >= size:
+            break
         longest = max(
-            (window.length for part in sets for window in make_windows(part.documents, tokenizer, size, size // 4)),
+            (window.length for part in sets for window in make_windows(part.documents, tokenizer, size, overlap)),
             default=0,
         )
         if longest <= limit:

@@ -161,8 +161,15 @@ class Ledger:
                     return rows, columns
         raise KeyError(name)
 
-    def stacked(self, name: str, upto: int | None = None) -> tuple[torch.Tensor, torch.Tensor] | None:
+    def stacked(
+        self, name: str, upto: int | None = None, scale: float = 1.0
+    ) -> tuple[torch.Tensor, torch.Tensor] | None:
         """Everything added to a weight since its start value, as one product ΔW_oi = B_oR · A_Ri.
+
+        Args:
+            name: The weight.
+            upto: The iteration, None for the newest.
+            scale: Multiplies what this run's own iterations added (not those it inherited).
 
         Returns:
             (B_oR, A_Ri) in fp32, oldest iteration first, or None if nothing was added.
@@ -172,12 +179,13 @@ class Ledger:
         """
         start, _ = self._newest_snapshot(name, upto)
         parts = []
-        for entry in self._history(upto)[start:]:
+        for position, entry in enumerate(self._history(upto)[start:], start=start):
             factors = [self._adapter(adapter["path"]).factors(name) for adapter in entry["adapters"]]
             if any(factor is not None for factor in factors):
                 part = stack(factors, self._coefficients(entry, name))
                 assert part is not None
-                parts.append(part)
+                own = position >= len(self.inherited)
+                parts.append((part[0] * scale, part[1]) if own and scale != 1 else part)
         if not parts:
             return None
         return torch.cat([part[0] for part in parts], dim=1), torch.cat([part[1] for part in parts])
@@ -190,9 +198,20 @@ class Ledger:
         file = inside(self.root, path)
         return read_tensor(file, read_header(file).tensors[name])
 
-    def view(self, upto: int | None = None) -> LedgerView:
-        """The state after iteration `upto`, as `fold_into` takes it."""
-        return LedgerView(self, len(self.iterations) if upto is None else upto)
+    def view(self, upto: int | None = None, scale: float = 1.0) -> LedgerView:
+        """The state after iteration `upto`, as `fold_into` takes it; `scale` multiplies what this run has added.
+
+        Raises:
+            UserError: If it is to be scaled and an own iteration's change is not low rank.
+        """
+        if scale != 1 and any(entry["snapshot"] for entry in self.iterations[:upto]):
+            raise UserError.of(
+                f"the delta of {self.root}",
+                expected="low-rank merges, which can be scaled",
+                found="an iteration with full weights",
+                remedy="Choose a merge method such as linear",
+            )
+        return LedgerView(self, len(self.iterations) if upto is None else upto, scale)
 
     def norms(self, upto: int | None = None) -> dict[str, float]:
         """Frobenius norm of `stacked`'s product by weight, in float64 from the factors (snapshots are not in it)."""
@@ -259,11 +278,12 @@ class Ledger:
 
 
 class LedgerView:
-    """A ledger at one iteration."""
+    """A ledger at one iteration, its own part scaled."""
 
-    def __init__(self, ledger: Ledger, upto: int) -> None:
+    def __init__(self, ledger: Ledger, upto: int, scale: float = 1.0) -> None:
         self.ledger = ledger
         self.upto = upto
+        self.scale = scale
 
     def names(self) -> list[str]:
         """See `Ledger.names`."""
@@ -275,7 +295,7 @@ class LedgerView:
 
     def stacked(self, name: str) -> tuple[torch.Tensor, torch.Tensor] | None:
         """See `Ledger.stacked`."""
-        return self.ledger.stacked(name, self.upto)
+        return self.ledger.stacked(name, self.upto, self.scale)
 
     def start_value(self, name: str) -> torch.Tensor | None:
         """See `Ledger.start_value`."""

@@ -8,7 +8,6 @@ from typing import Any
 from bam_lora.base import (
     BaseFiles,
     context_length,
-    device,
     file_hashes,
     find_base,
     load_tokenizer,
@@ -18,26 +17,36 @@ from bam_lora.base import (
 from bam_lora.errors import UserError
 from bam_lora.interrupt import StopRequest, stop_on_signals
 from bam_lora.ledger import LEDGER_FILE, Ledger
-from bam_lora.machine import environment, use_one_gpu
-from bam_lora.planning import describe, settle_plan, text_source
+from bam_lora.machine import use_one_gpu
+from bam_lora.merging import merge
+from bam_lora.planning import describe, settle_plan
 from bam_lora.progress import RunProgress
 from bam_lora.quiet import quiet, quiet_libraries
 from bam_lora.recipe import Recipe
 from bam_lora.report import collect, model_card, write_report
-from bam_lora.rundir import RunDirectory, Session, check_recipe_of, is_fresh, keep_recipe, locked, recipe_key
-from bam_lora.scoring import SetSource, Windowed, prepare_evaluation
+from bam_lora.rundir import (
+    RunDirectory,
+    Session,
+    check_recipe_of,
+    fix_threads,
+    is_fresh,
+    keep_recipe,
+    locked,
+    recipe_key,
+)
+from bam_lora.scoring_sets import evaluation_windows, selection_windows
 from bam_lora.stages import (
     Context,
     base_folder,
     drop_bases,
-    merge,
+    score_branch,
     score_model,
     train,
     write_model,
     write_result,
     write_samples,
 )
-from bam_lora.store import read_record, require_space, verify, write_record
+from bam_lora.store import read_record, require_space, verify
 
 
 def run(
@@ -108,7 +117,7 @@ def _is_planned(directory: RunDirectory, recipe: Recipe) -> bool:
 def _prepare(directory: RunDirectory, recipe: Recipe, progress: RunProgress, stop: StopRequest) -> Context:
     """Everything before the first branch: base, ledger, data, plan, evaluation sets."""
     progress.stage("looking at the base")
-    threads = _fix_threads(directory)
+    threads = fix_threads(directory)
     ledger, original, start = _open_base(directory, recipe)
     weights = sum(file.stat().st_size for file in original.folder.glob("*.safetensors"))
     require_space(directory.root, weights + weights // 4, "the folded model and the adapters")
@@ -119,20 +128,9 @@ def _prepare(directory: RunDirectory, recipe: Recipe, progress: RunProgress, sto
     keep_recipe(directory, recipe)
     progress.plan(plan.tokens)
     progress.say(describe(plan))
-    evaluation = _evaluation(directory, recipe, tokenizer, context_length(start))
-    return Context(directory, recipe, plan, ledger, original, start, tokenizer, evaluation, progress, stop)
-
-
-def _fix_threads(directory: RunDirectory) -> int:
-    """Uses as many threads as the first session did: on a CPU their number changes the last bits of a result."""
-    import torch
-
-    record = read_record(directory.environment)
-    if record is not None:
-        torch.set_num_threads(record["threads"])
-    else:
-        write_record(directory.environment, "environment", environment(device(), torch.get_num_threads()))
-    return int(torch.get_num_threads())
+    evaluation = evaluation_windows(recipe, tokenizer, directory.evaluation, context_length(start))
+    selection = selection_windows(recipe, tokenizer, directory.selection, context_length(start))
+    return Context(directory, recipe, plan, ledger, original, start, tokenizer, evaluation, selection, progress, stop)
 
 
 def _open_base(directory: RunDirectory, recipe: Recipe) -> tuple[Ledger, BaseFiles, Path]:
@@ -174,25 +172,6 @@ def _open_base(directory: RunDirectory, recipe: Recipe) -> tuple[Ledger, BaseFil
     return ledger, original, parent.model if chained else original.folder
 
 
-def _evaluation(directory: RunDirectory, recipe: Recipe, tokenizer: Any, context_tokens: int | None) -> Windowed | None:
-    wanted = recipe.evaluation
-    sources = [
-        SetSource(source.set, role, text_source(source), source.documents)
-        for role, listed in (("target", wanted.target), ("source", wanted.source))
-        for source in listed
-    ]
-    if not sources:
-        return None
-    return prepare_evaluation(
-        sources,
-        tokenizer,
-        directory.evaluation,
-        window_bytes=wanted.window_bytes,
-        overlap_bytes=wanted.overlap_bytes,
-        context_tokens=context_tokens,
-    )
-
-
 def _iterate(context: Context, session: Session) -> None:
     """The loop itself: branch, merge, fold, score, until the slices are used up."""
     score_model(context, 0)
@@ -207,9 +186,9 @@ def _iterate(context: Context, session: Session) -> None:
             session.update()
             context.stop.check()
             if context.training_load == context.scoring_load:
-                score_model(context, number, branch.branch)
+                score_branch(context, branch)
         for branch in iteration.branches:  # at another precision all of them after one loading
-            score_model(context, number, branch.branch)
+            score_branch(context, branch)
             context.stop.check()
         merge(context, iteration)
         context.stop.check()

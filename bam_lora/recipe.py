@@ -11,16 +11,17 @@ from bam_lora.recipe_models import (
     Bam,
     Data,
     Evaluation,
-    EvaluationSource,
     Keep,
+    LearnedWeights,
     Lora,
     Merge,
     Quantization,
     Recipe,
-    Source,
+    Selection,
     Training,
 )
 from bam_lora.recipe_schema import recipe_schema
+from bam_lora.recipe_sources import EvaluationSource, Source
 
 __all__ = [
     "Bam",
@@ -28,10 +29,12 @@ __all__ = [
     "Evaluation",
     "EvaluationSource",
     "Keep",
+    "LearnedWeights",
     "Lora",
     "Merge",
     "Quantization",
     "Recipe",
+    "Selection",
     "Source",
     "Training",
     "changed_keys",

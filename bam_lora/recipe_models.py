@@ -6,69 +6,13 @@ are the field's own; checks across fields are in `recipe_rules`.
 
 from __future__ import annotations
 
-from pathlib import PurePath
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from bam_lora import recipe_rules, sft_arguments
-from bam_lora.recipe_values import Modules, Tokens, Weights, findings_error
-
-
-class Section(BaseModel):
-    """What all parts of a recipe have in common: unknown keys are errors, values are not bent into shape."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, protected_namespaces=())
-
-
-class Source(Section):
-    """Where training text comes from."""
-
-    path: str = Field(
-        min_length=1,
-        description="Hub id, folder, or JSON, JSONL, Parquet or text files (also a pattern with `*`); "
-        "a relative one is relative to the recipe that names it.",
-    )
-    name: str | None = Field(default=None, description="Configuration of a Hub dataset, such as `bul_Cyrl`.")
-    split: str = Field(default="train", min_length=1, description="Split of the dataset.")
-    revision: str | None = Field(default=None, description="Commit, tag or branch on the Hub; none: the newest.")
-    text: str = Field(default="text", min_length=1, description="Column that holds the text.")
-    tokens: Tokens = Field(
-        default=None,
-        description="Use at most so many tokens of it: `500k`, `200M`, `1.5B`; none: as many as there are.",
-    )
-    weight: float | None = Field(
-        default=None,
-        gt=0,
-        description="Its share of the tokens relative to the others in its list; none: as its size gives.",
-    )
-
-
-class EvaluationSource(Section):
-    """Text that the models are scored on, as one named set."""
-
-    path: str = Field(min_length=1, description="As for `data.target`.")
-    name: str | None = Field(default=None, description="Configuration of a Hub dataset.")
-    split: str = Field(default="train", min_length=1, description="Split of the dataset.")
-    revision: str | None = Field(default=None, description="Commit, tag or branch on the Hub; none: the newest.")
-    text: str = Field(default="text", min_length=1, description="Column that holds the text.")
-    documents: int | None = Field(default=None, ge=1, description="Score only the first so many documents; none: all.")
-    set: str = Field(
-        default=None,
-        validate_default=True,
-        description="Name of the set in the report, each once; none: the file's name without its ending, "
-        "or the name of the dataset.",
-    )
-
-    @field_validator("set", mode="before")
-    @classmethod
-    def _name_set(cls, value: Any, info: ValidationInfo) -> Any:
-        if value is not None:
-            return value
-        path = PurePath(str(info.data.get("path", "")))
-        # A pattern such as data/*.jsonl has no name of its own; its folder has.
-        plain = [part for part in (path.stem, *reversed(path.parent.parts)) if "*" not in part and part.strip("/.~")]
-        return plain[0] if plain else str(path)
+from bam_lora.recipe_sources import EvaluationSource, Section, Source
+from bam_lora.recipe_values import Modules, Weights, findings_error
 
 
 class Data(Section):
@@ -86,14 +30,43 @@ class Data(Section):
     )
 
 
+class LearnedWeights(Section):
+    """How `weights: learned` trains the weights of the average, on the `selection` sets, with the deltas frozen."""
+
+    source_weight: float = Field(
+        default=1.0,
+        ge=0,
+        description="μ: what is minimised is target + μ · source bits per byte; more keeps more and learns less.",
+    )
+    groups: int = Field(
+        default=7,
+        ge=1,
+        description="Numbers per branch and weight: groups of the delta's singular directions, of doubling size; "
+        "1: one number per branch and weight.",
+    )
+    steps: int = Field(default=36, ge=1, description="Steps at the most.")
+    windows: int = Field(
+        default=6, ge=1, description="Windows of the target set, and as many of the source set, a step."
+    )
+    learning_rate: float = Field(default=0.05, gt=0, description="Step size of Adam on the numbers, falling to zero.")
+    held_out: float = Field(
+        default=0.25, gt=0, lt=1, description="Share of the selection documents that only decide which step is kept."
+    )
+    share: float = Field(
+        default=0.05, gt=0, description="Most that it may cost, as a share of the iteration's training tokens."
+    )
+
+
 class Merge(Section):
     """How the branches' deltas become one."""
 
     method: Literal["linear"] = Field(default="linear", description="Merge method: the weighted sum of the deltas.")
     weights: Weights = Field(
         default="uniform",
-        description="Weight of each branch: `uniform` (1/K), `tokens` (as each branch's tokens), or a list as it is.",
+        description="Weight of each branch: `uniform` (1/K), `tokens` (as each branch's tokens), a list as it is, or "
+        "`learned`: trained at each merge on the `selection` sets, starting from 1/K.",
     )
+    learned: LearnedWeights = Field(default=LearnedWeights(), description="How `weights: learned` does it.")
     scale: float = Field(default=1.0, gt=0, description="Factor on the merged delta.")
 
 
@@ -208,8 +181,16 @@ class Evaluation(Section):
         ge=0,
         description="Bytes at the start of a window that are context, scored in the one before; none: a quarter of it.",
     )
+    branches: bool = Field(default=True, description="Score every branch too, not only what their merges give.")
     batch_size: int = Field(default=8, ge=1, description="Windows scored at once.")
     samples: list[str] = Field(default=[], description="Prompts that base and result continue, shown in the report.")
+
+
+class Selection(Section):
+    """Text that choices are made by, such as `bam.merge.weights: learned`; never text of the evaluation sets."""
+
+    target: list[EvaluationSource] = Field(default=[], description="Sets in the language to learn.")
+    source: list[EvaluationSource] = Field(default=[], description="Sets of what the base knows.")
 
 
 class Keep(Section):
@@ -244,6 +225,7 @@ class Recipe(Section):
     quantization: Quantization = Field(default=Quantization(), description="The frozen base under the adapter.")
     training: Training = Field(default=Training(), description="How a branch is trained.")
     evaluation: Evaluation = Field(default=Evaluation(), description="What the models are scored on.")
+    selection: Selection = Field(default=Selection(), description="What choices are made by.")
     seed: int = Field(
         default=0, ge=0, lt=2**32, description="Seed of everything random: slicing, adapters, order of the data."
     )

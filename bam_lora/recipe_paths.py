@@ -13,6 +13,11 @@ from bam_lora.recipe_values import Path as KeyPath
 
 _DATA_FILE = re.compile(r"\.(?:json|jsonl|parquet|txt)(?:\.(?:gz|zst|bz2|xz))?\Z", re.IGNORECASE)
 _HUB_ID = re.compile(r"[A-Za-z0-9_][\w.-]*(?:/[\w.-]+)?")
+_SOURCES = (
+    ("data", "target"), ("data", "replay"),
+    ("evaluation", "target"), ("evaluation", "source"),
+    ("selection", "target"), ("selection", "source"),
+)  # fmt: skip
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
 
 
@@ -49,7 +54,7 @@ def _path_places(values: Mapping[str, Any]) -> Iterator[tuple[KeyPath, Any, str]
     for key in ("base", "output"):
         if isinstance(values.get(key), str):
             yield (key,), values, key
-    for section, role in (("data", "target"), ("data", "replay"), ("evaluation", "target"), ("evaluation", "source")):
+    for section, role in _SOURCES:
         held = values.get(section)
         sources = held.get(role) if isinstance(held, Mapping) else None
         for number, source in enumerate(sources if isinstance(sources, list) else []):

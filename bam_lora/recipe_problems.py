@@ -26,7 +26,6 @@ _LATER: dict[tuple[KeyPath, Any], str] = {
     (("lora", "dora"), True): "false",
     (("data", "slicing"), "by_dataset"): "random or contiguous",
     (("data", "slicing"), "by_column"): "random or contiguous",
-    (("bam", "merge", "weights"), "learned"): "uniform, tokens or a list",
 }
 """Values that the design knows and this version does not, and what there is instead."""
 
@@ -168,7 +167,7 @@ def _nearest(path: KeyPath) -> str:
         return f"did you mean {near[0]}?"
     elsewhere = [key for key in _dotted(Recipe) if key.split(".")[-1] == name]
     if elsewhere:
-        return f"did you mean {elsewhere[0]}?"
+        return f"did you mean {min(elsewhere, key=lambda key: key.count('.'))}?"
     return f"here can stand {', '.join(model.model_fields)}"
 
 

@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from bam_lora import recipe_models as models
+from bam_lora import recipe_sources
 from bam_lora.recipe_problems import describe
 from bam_lora.sft_arguments import OWNED, RENAMED
 from bam_lora.store import write_text
@@ -20,14 +21,19 @@ _DEFAULT_FILE = Path(__file__).resolve().parents[1] / "docs" / "recipe.md"
 _SECTIONS: tuple[tuple[str, type[BaseModel]], ...] = (
     ("The top level", models.Recipe),
     ("data", models.Data),
-    ("data.target[], data.replay[]", models.Source),
+    ("data.target[], data.replay[]", recipe_sources.Source),
     ("bam", models.Bam),
     ("bam.merge", models.Merge),
+    ("bam.merge.learned", models.LearnedWeights),
     ("lora", models.Lora),
     ("quantization", models.Quantization),
     ("training", models.Training),
     ("evaluation", models.Evaluation),
-    ("evaluation.target[], evaluation.source[]", models.EvaluationSource),
+    (
+        "evaluation.target[], evaluation.source[], selection.target[], selection.source[]",
+        recipe_sources.EvaluationSource,
+    ),
+    ("selection", models.Selection),
     ("keep", models.Keep),
 )
 

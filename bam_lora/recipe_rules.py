@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 from bam_lora.recipe_values import Finding
 
 if TYPE_CHECKING:
-    from bam_lora.recipe_models import Bam, Data, Evaluation, EvaluationSource, Source
+    from bam_lora.recipe_models import Bam, Data, Evaluation, Selection
+    from bam_lora.recipe_sources import EvaluationSource, Source
 
 
 def _revision(base: str, revision: str | None) -> list[Finding]:
@@ -88,6 +89,29 @@ def _evaluation(evaluation: Evaluation) -> list[Finding]:
     return findings
 
 
+def _selection(strategy: str, bam: Bam, selection: Selection, evaluation: Evaluation) -> list[Finding]:
+    findings: list[Finding] = []
+    tested = {
+        _text_of(source): f"evaluation.{role}.{number}"
+        for role, sources in (("target", evaluation.target), ("source", evaluation.source))
+        for number, source in enumerate(sources)
+    }
+    for role, sources in (("target", selection.target), ("source", selection.source)):
+        findings += _local_revisions(("selection", role), sources)
+        if not sources and strategy == "bam" and bam.merge.weights == "learned":
+            message = "expected text to learn the merge weights on, found none; name some that is not in `evaluation`"
+            findings.append((("selection", role), message))
+        for number, source in enumerate(sources):
+            if _text_of(source) in tested:
+                message = f"expected text of its own, found that of {tested[_text_of(source)]}; results would flatter"
+                findings.append((("selection", role, number, "path"), message))
+    return findings
+
+
+def _text_of(source: EvaluationSource) -> tuple[str | None, ...]:
+    return source.path, source.name, source.split, source.revision, source.text
+
+
 def _max_steps(training: Any) -> list[Finding]:
     if training.max_steps == 0:
         return [(("training", "max_steps"), "expected a number of steps >= 1, or -1 for all the data, found 0")]
@@ -101,6 +125,7 @@ RULES: tuple[tuple[tuple[str, ...], Callable[..., list[Finding]]], ...] = (
     (("strategy", "bam"), _bam),
     (("training",), _max_steps),
     (("evaluation",), _evaluation),
+    (("strategy", "bam", "selection", "evaluation"), _selection),
 )
 
 

@@ -32,7 +32,7 @@ _UNITS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "t": 10**12}
 _TOKENS = re.compile(r"(\d[\d_]*(?:\.\d+)?)\s*([kmbt]?)", re.IGNORECASE)
 _TOKENS_WORDS = Words("a number of tokens >= 1, such as 500k, 200M, 1.5B or 1_000")
 _MODULES_WORDS = Words("all-linear or a list of module names")
-_WEIGHTS_WORDS = Words("uniform, tokens or a list with one finite number per branch")
+_WEIGHTS_WORDS = Words("uniform, tokens, learned or a list with one finite number per branch")
 
 
 def wrong_value(expected: str) -> PydanticCustomError:
@@ -72,7 +72,7 @@ def _modules(value: Any) -> Any:
 
 
 def _weights(value: Any) -> Any:
-    if value in ("uniform", "tokens"):
+    if value in ("uniform", "tokens", "learned"):
         return value
     if not isinstance(value, list) or not value or not all(is_number(weight) for weight in value):
         raise wrong_value(_WEIGHTS_WORDS.text)
@@ -94,10 +94,15 @@ Modules = Annotated[
     WithJsonSchema({"anyOf": [{"const": "all-linear"}, {"type": "array", "items": {"type": "string"}, "minItems": 1}]}),
 ]
 Weights = Annotated[
-    Literal["uniform", "tokens"] | list[float],
+    Literal["uniform", "tokens", "learned"] | list[float],
     BeforeValidator(_weights),
     _WEIGHTS_WORDS,
     WithJsonSchema(
-        {"anyOf": [{"enum": ["uniform", "tokens"]}, {"type": "array", "items": {"type": "number"}, "minItems": 1}]}
+        {
+            "anyOf": [
+                {"enum": ["uniform", "tokens", "learned"]},
+                {"type": "array", "items": {"type": "number"}, "minItems": 1},
+            ]
+        }
     ),
 ]

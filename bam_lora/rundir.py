@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bam_lora.errors import UserError
-from bam_lora.machine import peak_memory
+from bam_lora.machine import environment, peak_memory
 from bam_lora.recipe import Recipe, changed_keys, dump_recipe, load_recipe
 from bam_lora.store import digest, read_record, sweep, write_record, write_text
 
@@ -66,6 +66,16 @@ class RunDirectory:
     def evaluation(self) -> Path:
         """The texts of the evaluation sets and their windows."""
         return self.root / "data" / "evaluation.json"
+
+    @property
+    def selection(self) -> Path:
+        """The same of the selection sets."""
+        return self.root / "data" / "selection.json"
+
+    @property
+    def shrink(self) -> Path:
+        """Scores of the result with its whole delta scaled."""
+        return self.root / "shrink.json"
 
     def data(self, part: str) -> Path:
         """Packed rows of one part of the run: "01", and "02" on for extensions."""
@@ -176,6 +186,20 @@ def check_recipe_of(directory: RunDirectory, recipe: Recipe, *, extend: bool, fi
             found="one that is not",
             remedy="Finish it first: the same command without --extend, with the old recipe",
         )
+
+
+def fix_threads(directory: RunDirectory) -> int:
+    """Uses as many threads as the first session did: on a CPU their number changes the last bits of a result."""
+    import torch
+
+    from bam_lora.base import device
+
+    record = read_record(directory.environment)
+    if record is not None:
+        torch.set_num_threads(record["threads"])
+    else:
+        write_record(directory.environment, "environment", environment(device(), torch.get_num_threads()))
+    return int(torch.get_num_threads())
 
 
 def is_fresh(directory: RunDirectory) -> bool:

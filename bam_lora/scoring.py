@@ -90,7 +90,7 @@ def prepare_evaluation(
     record = read_record(path, key) if path else None
     if record is None:
         sets = [read_set(source) for source in sources]
-        size = window_bytes or choose_window(sets, tokenizer, context_tokens)
+        size = window_bytes or choose_window(sets, tokenizer, context_tokens, overlap_bytes)
         texts = [{"name": s.name, "role": s.role, "documents": list(s.documents)} for s in sets]
         record = {"window_bytes": size, "overlap_bytes": _overlap(size, overlap_bytes), "sets": texts}
         if path:

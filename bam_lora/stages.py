@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import gc
 import shutil
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bam_lora.adapters import Adapter
 from bam_lora.base import BaseFiles, Loading, load_model
 from bam_lora.branch import ADAPTER, AdapterSettings, BranchJob, train_branch
 from bam_lora.folding import fold_into
 from bam_lora.interrupt import StopRequest
 from bam_lora.ledger import Ledger
-from bam_lora.merge import MergedAdapters
-from bam_lora.merge_methods import resolve_weights
 from bam_lora.packing import load_rows
-from bam_lora.plan import BranchPlan, IterationPlan, Plan, warmup_steps
+from bam_lora.plan import BranchPlan, Plan, warmup_steps
 from bam_lora.progress import RunProgress
 from bam_lora.recipe import Recipe
 from bam_lora.rundir import RunDirectory
@@ -65,6 +61,7 @@ class Context:
     start: Path  # the model the first iteration starts from: the original, or a finished run's result
     tokenizer: Any
     evaluation: Windowed | None
+    selection: Windowed | None
     progress: RunProgress
     stop: StopRequest
     slot: ModelSlot = field(default_factory=ModelSlot)
@@ -166,6 +163,12 @@ def score_model(context: Context, iteration: int, branch: int | None = None) -> 
     context.progress.say(f"{_name(iteration, branch)}: {summary} bits per byte")
 
 
+def score_branch(context: Context, branch: BranchPlan) -> None:
+    """Scores one branch, if the recipe wants that."""
+    if context.recipe.evaluation.branches:
+        score_model(context, branch.iteration, branch.branch)
+
+
 def _adapter_key(context: Context, iteration: int, folder: Path) -> str:
     manifest = verify(folder, quick=True)
     assert manifest is not None, folder
@@ -176,35 +179,6 @@ def _name(iteration: int, branch: int | None) -> str:
     if branch is not None:
         return f"iteration {iteration}, branch {branch}"
     return f"merged model of iteration {iteration}" if iteration else "base"
-
-
-def merge(context: Context, iteration: IterationPlan) -> None:
-    """Merges the branches' deltas and enters them into the ledger, unless that is done."""
-    directory, number = context.directory, iteration.iteration
-    folders = [directory.branch(number, branch.branch) / ADAPTER for branch in iteration.branches]
-    adapters = [Adapter.open(folder) for folder in folders]
-    wanted = iteration.merge
-    weights = resolve_weights(wanted["weights"], len(adapters), iteration.tokens, wanted["scale"])
-    key = digest([[adapter.hashes() for adapter in adapters], wanted["method"], weights])
-    path = directory.iteration(number) / "merge.json"
-    if read_record(path, key) is not None and len(context.ledger.iterations) >= number:
-        return
-    context.progress.stage(f"iteration {number}: merging {len(adapters)} branches")
-    started = time.monotonic()
-    merged = MergedAdapters(adapters, weights, wanted["method"])
-    coefficients = {name: merged.coefficients(name) for name in merged.names()}
-    names = [folder.relative_to(directory.root).as_posix() for folder in folders]
-    context.ledger.record(number, names, wanted["method"], coefficients)
-    context.ledger.save()
-    statistics = merged.statistics()
-    record = {
-        "iteration": number,
-        "method": wanted["method"],
-        "weights": weights,
-        "tokens": iteration.tokens,
-        "seconds": time.monotonic() - started,
-    }
-    write_record(path, key, {**record, **statistics})
 
 
 def fold_iteration(context: Context, iteration: int) -> None:

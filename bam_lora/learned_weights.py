@@ -1,0 +1,288 @@
+"""Learned merge weights: the weights of the delta average, trained on a little text with the deltas frozen.
+
+Averaging treats all of a branch's delta alike, yet some of it carries what was learned and some of it only damage. Here
+every branch's delta is split into its singular directions, these are put into a few groups per weight, and each group
+gets one number c: ΔW = Σ_k Σ_g c_kg · U_kg S_kg V_kgᵀ. Only the numbers are trained, for a few steps of Adam on
+target + μ · source bits per byte of a selection set, on the quantised base that the branches were trained on.
+Relatives: learned anisotropic scaling of task vectors (aTLAS, arXiv 2407.02880), AdaMerging (arXiv 2310.02575).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from bam_lora.adapters import Factors
+from bam_lora.directions import TrainableDelta
+from bam_lora.errors import UserError
+from bam_lora.evaluate import Window
+from bam_lora.merge_methods import Coefficients
+from bam_lora.scoring import Windowed
+from bam_lora.views import assert_not_repacked, branch_view
+
+ROLES = ("target", "source")
+_CHECKS = 4  # looks at what is held out, after the one at the start
+_CHECKING = 0.25  # share of the budget for them
+_FEWEST_STEPS = 8  # below which a step sees fewer windows
+
+
+@dataclass(frozen=True)
+class LearningSettings:
+    """How the weights are learned.
+
+    `windows` counts selection windows per role and step, `rows` those computed at once; `tokens` is about what all of
+    it may cost, a forward pass alone counted as a third.
+    """
+
+    source_weight: float
+    groups: int
+    steps: int
+    windows: int
+    learning_rate: float
+    tokens: int
+    seed: int
+    rows: int
+    dtype: str
+    checkpointing: bool
+
+
+@dataclass(frozen=True)
+class SelectionWindows:
+    """Windows of the selection sets by role: some to learn on, others held out to decide which step is kept."""
+
+    train: Mapping[str, Sequence[Window]]
+    held_out: Mapping[str, Sequence[Window]]
+
+
+@dataclass(frozen=True)
+class LearnedWeights:
+    """What was learned.
+
+    `groups` are the coefficients by weight name, [branches][groups], None for a branch without a delta. `history` holds
+    held-out bits per byte: [{"step", "target", "source", "objective"}]; entry `best` is the one that was kept.
+    """
+
+    coefficients: dict[str, Coefficients]
+    groups: dict[str, list[list[float] | None]]
+    history: list[dict[str, float]]
+    best: int
+    settings: LearningSettings
+
+    def record(self) -> dict[str, Any]:
+        """What `merge.json` keeps of it."""
+        return {
+            "source_weight": self.settings.source_weight,
+            "groups": self.settings.groups,
+            "steps": self.settings.steps,
+            "windows": self.settings.windows,
+            "best_step": self.history[self.best]["step"],
+            "selection": self.history,
+            "coefficients": self.groups,
+        }
+
+
+def split_selection(selection: Windowed, held_out: float, seed: int) -> SelectionWindows:
+    """Splits the selection sets by document, so that no text is on both sides.
+
+    Args:
+        selection: Sets of both roles.
+        held_out: Share of each role's documents to hold out; at least one is.
+        seed: Of the shuffle.
+
+    Raises:
+        UserError: If a role has fewer than two documents.
+    """
+    parts: dict[str, dict[str, list[Window]]] = {"train": {}, "held_out": {}}
+    for number, role in enumerate(ROLES):
+        documents: dict[tuple[int, int], list[Window]] = {}
+        for index, (part, windows) in enumerate(zip(selection.sets, selection.windows, strict=True)):
+            for window in windows if part.role == role else ():
+                documents.setdefault((index, window.document), []).append(window)
+        if len(documents) < 2:
+            raise UserError.of(
+                f"selection.{role}",
+                expected="at least two documents, one to learn from and one to check by",
+                found=str(len(documents)),
+                remedy="Name more text",
+            )
+        listed = list(documents.values())
+        order = np.random.default_rng([seed, number]).permutation(len(listed))
+        count = min(len(listed) - 1, max(1, round(held_out * len(listed))))
+        parts["held_out"][role] = [window for i in order[:count] for window in listed[i]]
+        parts["train"][role] = [window for i in order[count:] for window in listed[i]]
+    return SelectionWindows(parts["train"], parts["held_out"])
+
+
+def learn_weights(
+    model: Any,
+    branches: Mapping[str, Sequence[Factors | None]],
+    start: Sequence[float],
+    selection: SelectionWindows,
+    settings: LearningSettings,
+    *,
+    on_step: Callable[[int, int], None] = lambda step, steps: None,
+) -> LearnedWeights:
+    """Trains the coefficients and keeps those that are best on the held-out windows.
+
+    Args:
+        model: The frozen base that the branches were trained on; it is left as it was.
+        branches: Factors of each branch by weight name; a name is that of a linear module, plus ".weight".
+        start: (K,) weights to start from.
+        selection: Windows of both roles.
+        settings: See there.
+        on_step: Called with the step that begins and the number of steps.
+
+    Raises:
+        UserError: If the loss is not finite.
+    """
+    settings, selection = _within_budget(settings, selection)
+    view = branch_view(model)
+    if settings.checkpointing:
+        view.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        view.train()  # without it nothing is recomputed; frozen layers have nothing else to train
+    dtype = getattr(torch, settings.dtype)
+    deltas = {
+        name: TrainableDelta(factors, start, settings.groups, dtype, model.device) for name, factors in branches.items()
+    }
+    parameters = [parameter for delta in deltas.values() for parameter in delta.coefficients]
+    with _added(view, deltas):
+        history, best = _descend(view, parameters, selection, settings, on_step)
+    assert_not_repacked(view)
+    coefficients = {name: delta.resolved() for name, delta in deltas.items()}
+    return LearnedWeights(
+        coefficients, {name: delta.values() for name, delta in deltas.items()}, history, best, settings
+    )
+
+
+def _within_budget(
+    settings: LearningSettings, selection: SelectionWindows
+) -> tuple[LearningSettings, SelectionWindows]:
+    """Fewer steps, then smaller ones, and fewer held-out windows, so that all of it costs about `settings.tokens`."""
+    for_checks = settings.tokens * _CHECKING / (_CHECKS + 1) * 3 / len(ROLES)
+    held_out = {role: _first(windows, for_checks) for role, windows in selection.held_out.items()}
+    pair = sum(_mean_length(windows) for windows in selection.train.values())
+    pairs = settings.tokens * (1 - _CHECKING) / pair
+    windows = min(settings.windows, max(1, int(pairs / _FEWEST_STEPS)))
+    steps = min(settings.steps, max(_FEWEST_STEPS, int(pairs / windows)))
+    fitting = LearningSettings(**{**vars(settings), "windows": windows, "steps": steps})
+    return fitting, SelectionWindows(selection.train, held_out)
+
+
+def _first(windows: Sequence[Window], tokens: float) -> Sequence[Window]:
+    total, count = 0, 0
+    while count < len(windows) and (count == 0 or total + windows[count].length <= tokens):
+        total += windows[count].length
+        count += 1
+    return windows[:count]
+
+
+def _mean_length(windows: Sequence[Window]) -> float:
+    return sum(window.length for window in windows) / len(windows)
+
+
+@contextlib.contextmanager
+def _added(view: Any, deltas: Mapping[str, TrainableDelta]) -> Iterator[None]:
+    handles = [
+        view.get_submodule(name.removesuffix(".weight")).register_forward_hook(delta) for name, delta in deltas.items()
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _descend(
+    view: Any,
+    parameters: Sequence[torch.Tensor],
+    selection: SelectionWindows,
+    settings: LearningSettings,
+    on_step: Callable[[int, int], None],
+) -> tuple[list[dict[str, float]], int]:
+    """Adam with a linearly falling rate; looks now and then at what is held out and puts the best back at the end."""
+    optimizer = torch.optim.Adam(parameters, lr=settings.learning_rate, betas=(0.9, 0.95))
+    draws = {role: _draw(windows, settings, role) for role, windows in selection.train.items()}
+    looks = {max(1, round(settings.steps * (i + 1) / _CHECKS)) for i in range(_CHECKS)}
+    history = [_check(view, selection, settings, 0)]
+    best, kept = 0, [parameter.detach().clone() for parameter in parameters]
+    for step in range(1, settings.steps + 1):
+        on_step(step, settings.steps)
+        for group in optimizer.param_groups:
+            group["lr"] = settings.learning_rate * (1 - (step - 1) / settings.steps)
+        for role, weight in zip(ROLES, (1.0, settings.source_weight), strict=True):
+            _backward(view, next(draws[role]), weight, settings)
+        optimizer.step()
+        optimizer.zero_grad()
+        if step in looks:
+            history.append(_check(view, selection, settings, step))
+            if history[-1]["objective"] < history[best]["objective"]:
+                best, kept = len(history) - 1, [parameter.detach().clone() for parameter in parameters]
+    with torch.no_grad():
+        for parameter, value in zip(parameters, kept, strict=True):
+            parameter.copy_(value)
+    return history, best
+
+
+def _draw(windows: Sequence[Window], settings: LearningSettings, role: str) -> Iterator[list[Window]]:
+    """Windows for one step after the other, every one once before any comes again."""
+    random = np.random.default_rng([settings.seed, ROLES.index(role), 1])
+    queue: list[int] = []
+    while True:
+        while len(queue) < settings.windows:
+            queue += random.permutation(len(windows)).tolist()
+        yield [windows[i] for i in queue[: settings.windows]]
+        queue = queue[settings.windows :]
+
+
+def _backward(view: Any, windows: Sequence[Window], weight: float, settings: LearningSettings) -> None:
+    """Adds the gradient of weight · bits per byte over the windows."""
+    size = sum(window.size_bytes for window in windows)
+    for rows in _batches(windows, settings.rows):
+        bits = _bits(view, rows, settings.dtype)
+        if not bool(torch.isfinite(bits)):
+            raise UserError.of(
+                "learning the merge weights",
+                expected="a finite loss",
+                found="NaN or infinity",
+                remedy="Lower bam.merge.learned.learning_rate",
+            )
+        (weight * bits / size).backward()
+
+
+def _check(view: Any, selection: SelectionWindows, settings: LearningSettings, step: int) -> dict[str, float]:
+    values = {}
+    with torch.no_grad():
+        for role, windows in selection.held_out.items():
+            bits = sum(float(_bits(view, rows, settings.dtype)) for rows in _batches(windows, settings.rows))
+            values[role] = bits / sum(window.size_bytes for window in windows)
+    return {"step": step, **values, "objective": values["target"] + settings.source_weight * values["source"]}
+
+
+def _batches(windows: Sequence[Window], rows: int) -> Iterator[Sequence[Window]]:
+    ordered = sorted(windows, key=lambda window: -window.length)  # like lengths together: less padding
+    for start in range(0, len(ordered), rows):
+        yield ordered[start : start + rows]
+
+
+def _bits(view: Any, rows: Sequence[Window], dtype: str) -> torch.Tensor:
+    """Bits of the scored tokens of a batch of windows."""
+    length = max(window.length for window in rows)
+    ids = torch.zeros((len(rows), length), dtype=torch.long)
+    mask, labels = torch.zeros_like(ids), torch.full_like(ids, -100)
+    for row, window in enumerate(rows):
+        ids[row, : window.length] = torch.tensor([*window.context, *window.scored])
+        mask[row, : window.length] = 1
+        labels[row, len(window.context) : window.length] = torch.tensor(window.scored)
+    where = view.device
+    with torch.autocast(where.type, dtype=getattr(torch, dtype), enabled=dtype != "float32"):
+        logits = view(input_ids=ids.to(where), attention_mask=mask.to(where), use_cache=False).logits
+    nats = torch.nn.functional.cross_entropy(
+        logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten().to(where), ignore_index=-100, reduction="sum"
+    )
+    return nats / math.log(2)

@@ -1,0 +1,66 @@
+"""The parts of a recipe that say where text comes from."""
+
+from __future__ import annotations
+
+from pathlib import PurePath
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+
+from bam_lora.recipe_values import Tokens
+
+
+class Section(BaseModel):
+    """What all parts of a recipe have in common: unknown keys are errors, values are not bent into shape."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, protected_namespaces=())
+
+
+class Source(Section):
+    """Where training text comes from."""
+
+    path: str = Field(
+        min_length=1,
+        description="Hub id, folder, or JSON, JSONL, Parquet or text files (also a pattern with `*`); "
+        "a relative one is relative to the recipe that names it.",
+    )
+    name: str | None = Field(default=None, description="Configuration of a Hub dataset, such as `bul_Cyrl`.")
+    split: str = Field(default="train", min_length=1, description="Split of the dataset.")
+    revision: str | None = Field(default=None, description="Commit, tag or branch on the Hub; none: the newest.")
+    text: str = Field(default="text", min_length=1, description="Column that holds the text.")
+    tokens: Tokens = Field(
+        default=None,
+        description="Use at most so many tokens of it: `500k`, `200M`, `1.5B`; none: as many as there are.",
+    )
+    weight: float | None = Field(
+        default=None,
+        gt=0,
+        description="Its share of the tokens relative to the others in its list; none: as its size gives.",
+    )
+
+
+class EvaluationSource(Section):
+    """Text that the models are scored on, as one named set."""
+
+    path: str = Field(min_length=1, description="As for `data.target`.")
+    name: str | None = Field(default=None, description="Configuration of a Hub dataset.")
+    split: str = Field(default="train", min_length=1, description="Split of the dataset.")
+    revision: str | None = Field(default=None, description="Commit, tag or branch on the Hub; none: the newest.")
+    text: str = Field(default="text", min_length=1, description="Column that holds the text.")
+    documents: int | None = Field(default=None, ge=1, description="Score only the first so many documents; none: all.")
+    set: str = Field(
+        default=None,
+        validate_default=True,
+        description="Name of the set in the report, each once; none: the file's name without its ending, "
+        "or the name of the dataset.",
+    )
+
+    @field_validator("set", mode="before")
+    @classmethod
+    def _name_set(cls, value: Any, info: ValidationInfo) -> Any:
+        if value is not None:
+            return value
+        path = PurePath(str(info.data.get("path", "")))
+        # A pattern such as data/*.jsonl has no name of its own; its folder has.
+        plain = [part for part in (path.stem, *reversed(path.parent.parts)) if "*" not in part and part.strip("/.~")]
+        return plain[0] if plain else str(path)

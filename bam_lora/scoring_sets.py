@@ -1,0 +1,44 @@
+"""The recipe's evaluation and selection sets, read and cut into windows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from bam_lora.planning import text_source
+from bam_lora.recipe import Evaluation, Recipe, Selection
+from bam_lora.scoring import SetSource, Windowed, prepare_evaluation
+
+
+def evaluation_windows(recipe: Recipe, tokenizer: Any, path: Path, context_tokens: int | None) -> Windowed | None:
+    """The evaluation sets, kept at `path` from then on; None if the recipe names none."""
+    wanted = recipe.evaluation
+    sources = _sources(wanted)
+    if not sources:
+        return None
+    return prepare_evaluation(
+        sources, tokenizer, path, window_bytes=wanted.window_bytes, overlap_bytes=wanted.overlap_bytes,
+        context_tokens=context_tokens,
+    )  # fmt: skip
+
+
+def selection_windows(recipe: Recipe, tokenizer: Any, path: Path, context_tokens: int | None) -> Windowed | None:
+    """The selection sets, kept at `path` from then on; None if the recipe names none.
+
+    In windows no longer than a training sequence, so that learning from them needs no more memory than training.
+    """
+    sources = _sources(recipe.selection)
+    if not sources:
+        return None
+    longest = min(recipe.data.sequence_length, context_tokens or recipe.data.sequence_length)
+    return prepare_evaluation(
+        sources, tokenizer, path, window_bytes=None, overlap_bytes=0, context_tokens=longest
+    )  # fmt: skip
+
+
+def _sources(wanted: Evaluation | Selection) -> list[SetSource]:
+    return [
+        SetSource(source.set, role, text_source(source), source.documents)
+        for role, listed in (("target", wanted.target), ("source", wanted.source))
+        for source in listed
+    ]
