@@ -35,7 +35,7 @@ def test_a_run_beyond_the_shrink_curve_of_its_rival(tmp_path: Path) -> None:
     assert (
         "bam is beyond the envelope: at a target score of 1.6000 it forgets 0.0700 bits per byte (84.5 %) less" in text
     )
-    assert "over 150 documents of one seed, so another seed may say otherwise." in text
+    assert "over 150 documents of one seed: another seed may say otherwise)." in text
 
 
 def test_the_interval_over_documents_carries_the_error_of_matching_the_target(tmp_path: Path) -> None:
@@ -102,7 +102,16 @@ def test_five_seeds_give_students_interval_of_their_differences(tmp_path: Path) 
     assert entry["envelope_runs"] == [f"seed-{seed}/single" for seed in range(5)]
     assert entry["less_forgetting"] == pytest.approx(0.07 / (1.22 - BASE_SCORES["docs.en"]))
     assert entry["verdict"] == "beyond"
-    assert "over 5 seeds." in sentence(folders)
+    assert "over 5 seeds)." in sentence(folders)
+
+
+def test_rounding_is_no_difference(tmp_path: Path) -> None:
+    # The same difference in every seed, up to the last bits of a float: an interval without any width.
+    folders = [single(tmp_path / f"{seed}/single", seed=seed) for seed in (0, 1, 2)]
+    folders += [bam(tmp_path / f"{seed}/bam", source=1.22 + 1e-12, seed=seed) for seed in (0, 1, 2)]
+    entry = entry_of(folders)
+    assert entry["difference"] == pytest.approx(1e-12, abs=5e-13)
+    assert (entry["verdict"], entry["n"]) == ("on", 3)
 
 
 def test_each_seed_meets_the_rivals_of_its_own_seed(tmp_path: Path) -> None:
@@ -148,7 +157,7 @@ def test_a_rival_without_a_curve_matches_only_by_being_better_in_both(tmp_path: 
     worse = [single(tmp_path / "single", shrink=None), bam(tmp_path / "bam", source=1.35)]
     entry = entry_of(worse)
     assert (entry["envelope_source"], entry["verdict"]) == (pytest.approx(1.30), "inside")
-    assert entry["reason"] == "single counts with its final model only: no shrink curve"
+    assert entry["reason"] == "only final models count, for want of shrink curves, of single"
     better = [worse[0], bam(tmp_path / "other/bam", source=1.15)]
     entry = entry_of(better)
     assert (entry["verdict"], entry["envelope_source"]) == ("not compared", None)
@@ -156,6 +165,17 @@ def test_a_rival_without_a_curve_matches_only_by_being_better_in_both(tmp_path: 
         "single learned more and forgot more, with nothing measured in between: `bam-lora shrink` makes single's curve"
     )
     assert "bam: not compared: single learned more and forgot more" in sentence(better)
+
+
+@pytest.mark.parametrize(
+    ("target", "reason"), [(1.5, "only final models count, for want of shrink curves, of sequential"), (1.7, None)]
+)
+def test_a_rival_without_a_curve_is_named_where_its_curve_would_count(
+    tmp_path: Path, target: float, reason: str | None
+) -> None:
+    coarse = single(tmp_path / "sequential", strategy="sequential", shrink=None, final=scores(target, 1.5))
+    entry = entry_of([single(tmp_path / "single"), coarse, bam(tmp_path / "bam")])
+    assert (entry["verdict"], entry["envelope_runs"], entry["reason"]) == ("beyond", ["single"], reason)
 
 
 def test_a_run_worse_than_the_base_in_both_is_inside(tmp_path: Path) -> None:

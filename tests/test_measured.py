@@ -15,7 +15,7 @@ from bam_lora.report import compare
 
 def test_checkpoints_are_a_curve_in_the_order_of_their_steps(tmp_path: Path) -> None:
     run = single(tmp_path / "single", shrink=None)
-    donor = single(tmp_path / "donor", shrink={0.1: scores(1.7, 1.16), 0.2: scores(1.5, 1.2), 0.3: scores(1.55, 1.17)})
+    donor = single(tmp_path / "donor", shrink={0.1: scores(1.7, 1.3), 0.2: scores(1.5, 1.2), 0.3: scores(1.55, 1.17)})
     by_scale = {item["scale"]: item["scores"] for item in read(donor / "shrink.json")["points"]}
     points = [
         {"kind": "checkpoint", "label": "step 1000", "scale": None, "delta_norm": 3.0, "scores": by_scale[0.2]},
@@ -24,8 +24,9 @@ def test_checkpoints_are_a_curve_in_the_order_of_their_steps(tmp_path: Path) -> 
     ]
     record(run / "shrink.json", {"format": 1, "evaluation": "e" * 64, "points": points})
     entry = entry_of([run, bam(tmp_path / "bam", source=1.15)])
-    # Half-way between the two checkpoints; the average of weights is a point on its own (1.55, 1.17), not joined.
-    assert entry["envelope_source"] == pytest.approx(1.18)
+    # Half-way between the two checkpoints, not from the base straight to the later one, which would be lower. The
+    # average of weights is a point on its own (1.55, 1.17).
+    assert entry["envelope_source"] == pytest.approx(1.25)
     dominated = entry_of([run, bam(tmp_path / "worse/bam", source=1.175)])
     assert dominated["envelope_source"] == pytest.approx(1.17)
 

@@ -22,6 +22,8 @@ from bam_lora.report.student import t_quantile
 CONFIDENCE = 0.95
 # Below this much forgetting on the envelope (bits per byte) a percentage of it would be one of noise.
 LEAST_FORGETTING = 0.05
+# Bits per byte: what sums of floats may be off by is no difference.
+_ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,8 @@ class Outcome:
     # such a seed out of a mean would be to choose seeds by their result.
     unreached: bool = False
     notes: list[str] = field(default_factory=list)
+    # Rivals that learned more and have nothing measured between base and final model.
+    coarse: list[str] = field(default_factory=list)
 
     @property
     def final(self) -> Point:
@@ -87,6 +91,9 @@ def _entry(name: str, members: Sequence[Measured], rivals: Sequence[Measured]) -
         return {**entry, "reason": "; ".join(reasons)}
     notes = [note for one in outcomes for note in one.notes]
     notes += [f"{one.run.name} is left out: {one.why}" for one in outcomes if one.match is None]
+    # Their curves might lie lower: who reads "beyond" must know that they were not there.
+    if coarse := dict.fromkeys(name for one in outcomes for name in one.coarse):
+        notes.append(f"only final models count, for want of shrink curves, of {', '.join(coarse)}")
     twice = [run.name for run in members if one_a_seed[run.seed] is not run]
     notes += [f"{name} is left out: another run has its recipe and seed" for name in twice]
     return {**entry, **_judged(matched, notes)}
@@ -133,7 +140,7 @@ def _verdict(interval: list[float] | None) -> str:
     if interval is None:
         return "not compared"
     low, high = interval
-    return "beyond" if high < 0 else "inside" if low > 0 else "on"
+    return "beyond" if high < -_ROUNDING else "inside" if low > _ROUNDING else "on"
 
 
 def _over_seeds(matched: Sequence[Outcome]) -> tuple[list[float], str, int]:
@@ -184,9 +191,8 @@ def _matched(run: Measured, rivals: Sequence[Measured]) -> Outcome:
     if match is None:
         return Outcome(run, why=_unreached(run.final.target, usable), unreached=True)
     notes = [f"{name} is left out: {'; '.join(found)}" for name, found in reasons.items() if found]
-    # Its curve might have lain lower: who reads "beyond" must know that it was not there.
-    notes += [f"{rival.name} counts with its final model only: no shrink curve" for rival in usable if rival.coarse]
-    return Outcome(run, match, notes=notes)
+    coarse = [one.name for one in usable if one.coarse and one.final and one.final.target < run.final.target]
+    return Outcome(run, match, notes=notes, coarse=coarse)
 
 
 def _unreached(target: float, rivals: Sequence[Measured]) -> str:

@@ -43,29 +43,31 @@ def _bounds(interval: list[float]) -> str:
 
 def envelope_sentences(comparison: Mapping[str, Any]) -> list[str]:
     """One sentence a recipe, with what limits it; plain text, not escaped: names of runs come from the file system."""
-    return [_sentence(entry) for entry in comparison["envelope"]]
+    group_of = {run: entry["group"] for entry in comparison["envelope"] for run in entry["runs"]}
+    return [_sentence(entry, group_of) for entry in comparison["envelope"]]
 
 
-def _sentence(entry: Entry) -> str:
+def _sentence(entry: Entry, group_of: Mapping[str, str]) -> str:
     name = entry["group"]
     if entry["verdict"] == "not compared":
         return f"{name}: not compared: {entry['reason']}."
-    rivals = f"the best of the others there ({', '.join(dict.fromkeys(entry['envelope_runs']))})"
+    rivals = " or ".join(dict.fromkeys(group_of[run] for run in entry["envelope_runs"]))
     place = f"at a target score of {signless(entry['target'])}"
-    amount = signless(abs(entry["difference"]))
-    share = entry["less_forgetting"]
     if entry["verdict"] == "on":
         text = f"{name} is on the envelope: {place} its forgetting cannot be told from that of {rivals}"
     else:
-        less = "less" if entry["verdict"] == "beyond" else "more"
+        amount, share = signless(abs(entry["difference"])), entry["less_forgetting"]
         relative = "" if share is None else f" ({percent(abs(share))})"
+        less = "less" if entry["verdict"] == "beyond" else "more"
         text = f"{name} is {entry['verdict']} the envelope: {place} it forgets {amount} bits per byte{relative} {less}"
         text += f" than {rivals}"
     notes = f" But: {entry['reason']}." if entry["reason"] else ""
-    return f"{text}; 95 % interval of the difference {_bounds(entry['interval'])}, {_basis(entry)}.{notes}"
+    return f"{text} (95 % interval of the difference {_bounds(entry['interval'])}, {_basis(entry)}).{notes}".replace(
+        " %", "\N{NO-BREAK SPACE}%"
+    )
 
 
 def _basis(entry: Entry) -> str:
     if entry["interval_over"] == "seeds":
         return f"over {entry['n']} seeds"
-    return f"over {entry['n']:,} documents of one seed, so another seed may say otherwise"
+    return f"over {entry['n']:,} documents of one seed: another seed may say otherwise"
