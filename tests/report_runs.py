@@ -47,12 +47,15 @@ def write_run(
     total_tokens: int = 4 * BRANCH_TOKENS,
     precision: str = "4bit",
     paired: bool = False,
+    seed: int = 7,
+    rank: int = 64,
+    shrink: dict[float, dict[str, float]] | None = None,
 ) -> Path:
-    """A run of `iterations` x `branches`, `done` of them carried out (all by default)."""
+    """A run of `iterations` x `branches`, `done` of them carried out (all by default), its delta shrunk by each λ."""
     done = iterations if done is None else done
     final = final or FINAL["single" if strategy == "single" else "bam"]
     tokens = total_tokens // (iterations * branches)
-    _recipe(folder, strategy, iterations * branches, branches, base, source)
+    _recipe(folder, strategy, iterations * branches, branches, base, source, seed=seed, rank=rank)
     _plan(folder, strategy, iterations, branches, tokens, source)
     _around(folder, sample, done)
     how = {"stderr": stderr, "precision": precision, "paired": paired}
@@ -69,10 +72,19 @@ def write_run(
         _evaluation(path, t, None, scores, **how)
     if done == iterations:
         record(folder / "result.json", {"delta_norm": 13.25 if strategy == "bam" else 17.5, "delta_relative": 0.0312})
+    if shrink is not None:
+        entries = {scale: _entries(scores, 2 + scale, stderr, paired) for scale, scores in shrink.items()}
+        points = [
+            {"kind": "shrink", "label": f"{scale:g}", "scale": scale, "delta_norm": 17.5 * scale, "scores": scores}
+            for scale, scores in entries.items()
+        ]
+        record(folder / "shrink.json", {"format": 1, "evaluation": "e" * 64, "points": points})
     return folder
 
 
-def _recipe(folder: Path, strategy: str, slices: int, branches: int, base: str, source: str) -> None:
+def _recipe(
+    folder: Path, strategy: str, slices: int, branches: int, base: str, source: str, *, seed: int, rank: int
+) -> None:
     recipe = {
         "base": base,
         "revision": None,
@@ -84,8 +96,8 @@ def _recipe(folder: Path, strategy: str, slices: int, branches: int, base: str, 
             "replay_share": 0.2,
         },
         "bam": {"slices": slices, "branches": branches, "merge": {"method": "linear", "weights": "uniform"}},
-        "lora": {"r": 64, "alpha": 128},
-        "seed": 7,
+        "lora": {"r": rank, "alpha": 2 * rank},
+        "seed": seed,
     }
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
@@ -152,18 +164,24 @@ def _evaluation(
     precision: str,
     paired: bool,
 ) -> None:
+    entries = _entries(scores, iteration + 2, stderr, paired)
+    settings = {"format": 1, "precision": precision, "window_bytes": 8192, "overlap_bytes": 2048, "seconds": 9.5}
+    record(folder / "eval.json", {**settings, "iteration": iteration, "branch": branch, "scores": entries})
+
+
+def _entries(scores: dict[str, float], phase: float, stderr: float | None, paired: bool) -> list[dict[str, Any]]:
+    """The scores of one model, as in eval.json."""
     entries = []
     for name, role, count, size in SETS:
         entry = {"set": name, "role": role, "bits_per_byte": scores[name], "stderr": stderr}
         entry |= {"documents": count, "bytes": size}
         if paired:
             # Documents differ by a bit either way, the same in every model, and by a thousandth from model to model.
-            wobble = [(1 if i % 2 else -1) * 1.0 + 0.001 * math.sin(i * (iteration + 2)) for i in range(count)]
+            wobble = [(1 if i % 2 else -1) * 1.0 + 0.001 * math.sin(i * phase) for i in range(count)]
             bits = [(scores[name] + w) * size / count for w in wobble]
             entry["per_document"] = {"bits": bits, "bytes": [size // count] * count}
         entries.append(entry)
-    settings = {"format": 1, "precision": precision, "window_bytes": 8192, "overlap_bytes": 2048, "seconds": 9.5}
-    record(folder / "eval.json", {**settings, "iteration": iteration, "branch": branch, "scores": entries})
+    return entries
 
 
 def _branch(folder: Path, iteration: int, branch: int, tokens: int) -> None:

@@ -15,6 +15,10 @@ from bam_lora.report.verdict import verdict
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 _RECIPE_KEYS = ("strategy", "data", "bam", "lora", "quantization", "training", "seed")
+_NOT_COMPARED = (
+    "Not compared with another way of training: "
+    "this does not say whether one would have learned more or forgotten less."
+)
 _LOAD = """```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -46,7 +50,7 @@ def model_card(report: Mapping[str, Any], recipe: dict[str, Any]) -> str:
         "---\n" + yaml.safe_dump(front, sort_keys=False, allow_unicode=True) + "---",
         f"# {_escaped(base)}, adapted with bam_lora",
         _how(report, base),
-        _escaped(verdict([report], None)),
+        f"{_escaped(verdict([report], None))} {_NOT_COMPARED}",
         "## Results",
         _drawn(summary_table([report])),
         _drawn(scores_table([report])),

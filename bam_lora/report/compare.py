@@ -12,11 +12,11 @@ from typing import Any
 
 from bam_lora.errors import UserError
 from bam_lora.report.collect import ROLES, collect
+from bam_lora.report.comparable import reasons_against
+from bam_lora.report.envelope import envelope
+from bam_lora.report.measured import read_measured
 from bam_lora.report.noise import NOISE_FACTOR, difference_error
 from bam_lora.report.records import iteration_folder, read_record
-
-# Runs whose training tokens differ by more than this share are not compared: more data is not a better method.
-TOKENS_TOLERANCE = 0.01
 
 
 def compare(runs: Sequence[Path]) -> dict[str, Any]:
@@ -26,9 +26,10 @@ def compare(runs: Sequence[Path]) -> dict[str, Any]:
         runs: Two or more run directories; the order is kept, a baseline usually comes first.
 
     Returns:
-        {"runs": [their reports], "pairs": [...]}: one pair for every two runs, in bits per byte, a minus b. Of
-        "learned_more" and "forgot_less" each is "a", "b", "tie" (less than two standard errors apart),
-        "unknown" (no standard error) or null (not comparable, or not measured).
+        {"runs": [their reports], "pairs": [...], "envelope": [...]}: one pair for every two runs, in bits per byte,
+        a minus b. Of "learned_more" and "forgot_less" each is "a", "b", "tie" (less than two standard errors apart),
+        "unknown" (no standard error) or null (not comparable, or not measured). One envelope entry for every recipe:
+        its runs against the lower envelope of all the others at the same target score.
 
     Raises:
         UserError: If there are fewer than two runs, one is given twice, or one cannot be read.
@@ -46,7 +47,12 @@ def compare(runs: Sequence[Path]) -> dict[str, Any]:
         report["name"] = name
     results = [_result(folder, report) for folder, report in zip(folders, reports, strict=True)]
     pairs = itertools.combinations(range(len(reports)), 2)
-    return {"runs": reports, "pairs": [_pair(reports[i], reports[j], results[i], results[j]) for i, j in pairs]}
+    measured = [read_measured(*one) for one in zip(folders, reports, results, strict=True)]
+    return {
+        "runs": reports,
+        "pairs": [_pair(reports[i], reports[j], results[i], results[j]) for i, j in pairs],
+        "envelope": envelope(measured),
+    }
 
 
 def _names(folders: list[Path]) -> list[str]:
@@ -69,7 +75,7 @@ def _result(folder: Path, report: dict[str, Any]) -> list[dict[str, Any]]:
 def _pair(
     a: dict[str, Any], b: dict[str, Any], a_scores: list[dict[str, Any]], b_scores: list[dict[str, Any]]
 ) -> dict[str, Any]:
-    reasons = _reasons(a, b)
+    reasons = reasons_against(a, b)
     first, second = a["summary"], b["summary"]
     # The base's own scores cancel: the error of the difference in learning is that of the two results.
     errors = {role: difference_error(a_scores, b_scores, role) for role in ROLES}
@@ -115,34 +121,3 @@ def _minus(a: float | None, b: float | None) -> float | None:
 
 def _over(a: float | None, b: float | None) -> float | None:
     return None if a is None or not b else a / b
-
-
-def _reasons(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
-    """Why a difference between the two would not be one between methods; empty if they can be compared."""
-    reasons = [f"{report['name']} is unfinished" for report in (a, b) if not report["status"]["finished"]]
-    if (a["base"], a["revision"]) != (b["base"], b["revision"]):
-        reasons.append(f"other base: {_base(a)} and {_base(b)}")
-    tokens = [report["cost"]["train_tokens"] for report in (a, b)]
-    if abs(tokens[0] - tokens[1]) > TOKENS_TOLERANCE * max(tokens):
-        reasons.append(f"other training tokens: {tokens[0]:,} and {tokens[1]:,}")
-    unmeasured = [report["name"] for report in (a, b) if report["summary"]["learned"] is None]
-    unmeasured += [report["name"] for report in (a, b) if report["summary"]["forgotten"] is None]
-    reasons += [f"{name} has not measured both languages" for name in dict.fromkeys(unmeasured)]
-    if a["evaluation"] and b["evaluation"]:
-        if _sets(a) != _sets(b):
-            reasons.append("other evaluation sets, or other text under the same names")
-        reasons += [
-            f"other {key.replace('_', ' ')} in evaluation: {a['evaluation'][key]} and {b['evaluation'][key]}"
-            for key in a["evaluation"]
-            if a["evaluation"][key] != b["evaluation"][key]
-        ]
-    return reasons
-
-
-def _base(report: dict[str, Any]) -> str:
-    return f"{report['base']}" + (f" at {report['revision']}" if report["revision"] else "")
-
-
-def _sets(report: dict[str, Any]) -> set[tuple[Any, ...]]:
-    """What was measured on: names with their sizes, so that a file edited in between is noticed."""
-    return {(s["set"], s["role"], s["documents"], s["bytes"]) for s in report["scores"] if s["branch"] is None}

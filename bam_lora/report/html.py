@@ -10,6 +10,7 @@ import jinja2
 import yaml
 
 from bam_lora.report import tables
+from bam_lora.report.envelope_text import ALONE, envelope_sentences, envelope_table
 from bam_lora.report.figures import figures
 from bam_lora.report.verdict import verdict
 
@@ -35,6 +36,9 @@ def render_html(reports: Sequence[Report], comparison: Mapping[str, Any] | None)
         facts=_facts(reports),
         summary=tables.summary_table(reports),
         pairs=None if comparison is None else tables.pairs_table(comparison),
+        alone=ALONE if comparison is None else None,
+        envelope=None if comparison is None else envelope_table(comparison),
+        envelope_sentences=[] if comparison is None else envelope_sentences(comparison),
         figures=figures(reports),
         samples=_samples(reports),
         details=[

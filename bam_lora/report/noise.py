@@ -78,3 +78,35 @@ def _paired(first: Sequence[Mapping[str, Any]], second: Sequence[Mapping[str, An
         squares = sum((d - rate * n) ** 2 for d, n in zip(differences, a["bytes"], strict=True))
         variance, total = variance + count / (count - 1) * squares, total + size
     return math.sqrt(variance) / total
+
+
+def degrees_of_freedom(scores: Iterable[Mapping[str, Any]], role: str) -> int:
+    """What a standard error over documents has: documents less sets."""
+    return sum(score["documents"] - 1 for score in scores if score["role"] == role)
+
+
+def blended(
+    first: Sequence[Mapping[str, Any]], second: Sequence[Mapping[str, Any]], share: float
+) -> list[dict[str, Any]]:
+    """Score entries of the place between two models, every document's bits taken linearly between theirs.
+
+    Args:
+        first: Score entries of one model.
+        second: Those of the other, on the same sets.
+        share: 0 is the first model, 1 the second.
+
+    Returns:
+        Entries without a standard error of their own; without documents where one of the two has none.
+    """
+    others = {(score["set"], score["role"]): score for score in second}
+    result = []
+    for score in first:
+        other = others[score["set"], score["role"]]
+        a, b = score.get("per_document"), other.get("per_document")
+        documents = None
+        if a is not None and b is not None and a["bytes"] == b["bytes"]:
+            bits = [(1 - share) * x + share * y for x, y in zip(a["bits"], b["bits"], strict=True)]
+            documents = {"bits": bits, "bytes": a["bytes"]}
+        value = (1 - share) * score["bits_per_byte"] + share * other["bits_per_byte"]
+        result.append({**score, "bits_per_byte": value, "stderr": None, "per_document": documents})
+    return result

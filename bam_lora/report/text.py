@@ -7,6 +7,7 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from bam_lora.report.envelope_text import ALONE, envelope_sentences, envelope_table
 from bam_lora.report.tables import Cell, Table, cost_table, pairs_table, summary_table
 from bam_lora.report.verdict import verdict
 
@@ -14,7 +15,7 @@ _WIDTH = 88
 
 
 def render_text(reports: Sequence[Mapping[str, Any]], comparison: Mapping[str, Any] | None) -> str:
-    """The verdict, the summary and, for several runs, their differences, as plain text.
+    """The verdict, the summary and, for several runs, their differences and the envelope's verdicts, as plain text.
 
     Args:
         reports: Reports of runs, from `collect` or `comparison["runs"]`.
@@ -24,8 +25,11 @@ def render_text(reports: Sequence[Mapping[str, Any]], comparison: Mapping[str, A
         Lines that end in a newline; control characters in names are replaced, so that none reaches the terminal.
     """
     parts = [_wrapped(verdict(reports, comparison)), _drawn(summary_table(reports))]
-    if comparison is not None:
-        parts.append(_drawn(pairs_table(comparison)))
+    if comparison is None:
+        parts.insert(1, _wrapped(ALONE))
+    else:
+        parts += [_drawn(pairs_table(comparison)), _drawn(envelope_table(comparison))]
+        parts.append("\n".join(_wrapped(sentence) for sentence in envelope_sentences(comparison)))
     parts.append(_drawn(cost_table(reports)))
     return "\n\n".join(parts) + "\n"
 

@@ -8,11 +8,6 @@ from typing import Any
 from bam_lora.report.format import signed, signless
 from bam_lora.report.noise import NOISE_FACTOR
 
-_NOT_COMPARED = (
-    "Not compared with another way of training: "
-    "this does not say whether one would have learned more or forgotten less."
-)
-
 
 def verdict(reports: Sequence[Mapping[str, Any]], comparison: Mapping[str, Any] | None) -> str:
     """What was learned and forgotten, and by whom.
@@ -26,7 +21,7 @@ def verdict(reports: Sequence[Mapping[str, Any]], comparison: Mapping[str, Any] 
     """
     if comparison is None:
         named = [f"{report['name']}: " if len(reports) > 1 else "" for report in reports]
-        return " ".join([*(n + _alone(r) for n, r in zip(named, reports, strict=True)), _NOT_COMPARED])
+        return " ".join(n + _alone(r) for n, r in zip(named, reports, strict=True))
     pairs = comparison["pairs"]
     text = _two(pairs[0], reports) if len(pairs) == 1 else _many(comparison)
     return f"{text} {_against_base(reports)}".rstrip()
