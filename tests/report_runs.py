@@ -47,8 +47,14 @@ def write_run(
     total_tokens: int = 4 * BRANCH_TOKENS,
     precision: str = "4bit",
     paired: bool = False,
+    layers: int = 3,
+    shrink: bool = False,
+    learned: int = 0,
 ) -> Path:
-    """A run of `iterations` x `branches`, `done` of them carried out (all by default)."""
+    """A run of `iterations` x `branches`, `done` of them carried out (all by default).
+
+    `layers` of two weights each; `shrink` adds other models of it; `learned` is the number of coefficients of a weight.
+    """
     done = iterations if done is None else done
     final = final or FINAL["single" if strategy == "single" else "bam"]
     tokens = total_tokens // (iterations * branches)
@@ -65,11 +71,36 @@ def write_run(
             off = {name: score + 0.006 * k + 0.004 for name, score in scores.items()}
             _branch(path / f"branch-{k}", t, k, tokens)
             _evaluation(path / f"branch-{k}", t, k, off, **how)
-        _merge(path, t, branches, tokens)
+        _merge(path, t, branches, tokens, layers, learned)
         _evaluation(path, t, None, scores, **how)
     if done == iterations:
         record(folder / "result.json", {"delta_norm": 13.25 if strategy == "bam" else 17.5, "delta_relative": 0.0312})
+    if shrink:
+        write_shrink(folder, final, {"stderr": stderr, "paired": paired})
     return folder
+
+
+def place_between(final: dict[str, float], learned: float, forgotten: float) -> dict[str, float]:
+    """Scores that have learned and forgotten these shares of what the final ones have."""
+    shares = {"target": learned, "source": forgotten}
+    return {name: BASE_SCORES[name] + shares[role] * (final[name] - BASE_SCORES[name]) for name, role, _, _ in SETS}
+
+
+def write_shrink(folder: Path, final: dict[str, float], how: dict[str, Any]) -> None:
+    """Two models along λ, the final one again, a checkpoint and an average, on a curve that forgets late."""
+    models = [("shrink", str(scale), scale, scale**0.5, scale**2) for scale in (0.4, 0.8, 1.0)]
+    models += [("checkpoint", "step 20", None, 0.6, 0.7), ("ema", "0.9", None, 0.9, 0.75)]
+    points = [
+        {
+            "kind": kind,
+            "label": label,
+            "scale": scale,
+            "delta_norm": 13.25 * (scale or 0.5),
+            "scores": _entries(place_between(final, learned, forgotten), iteration=0, **how),
+        }
+        for kind, label, scale, learned, forgotten in models
+    ]
+    record(folder / "shrink.json", {"format": 1, "evaluation": "e" * 64, "points": points})
 
 
 def _recipe(folder: Path, strategy: str, slices: int, branches: int, base: str, source: str) -> None:
@@ -152,6 +183,12 @@ def _evaluation(
     precision: str,
     paired: bool,
 ) -> None:
+    entries = _entries(scores, iteration=iteration, stderr=stderr, paired=paired)
+    settings = {"format": 1, "precision": precision, "window_bytes": 8192, "overlap_bytes": 2048, "seconds": 9.5}
+    record(folder / "eval.json", {**settings, "iteration": iteration, "branch": branch, "scores": entries})
+
+
+def _entries(scores: dict[str, float], *, iteration: int, stderr: float | None, paired: bool) -> list[dict[str, Any]]:
     entries = []
     for name, role, count, size in SETS:
         entry = {"set": name, "role": role, "bits_per_byte": scores[name], "stderr": stderr}
@@ -162,8 +199,7 @@ def _evaluation(
             bits = [(scores[name] + w) * size / count for w in wobble]
             entry["per_document"] = {"bits": bits, "bytes": [size // count] * count}
         entries.append(entry)
-    settings = {"format": 1, "precision": precision, "window_bytes": 8192, "overlap_bytes": 2048, "seconds": 9.5}
-    record(folder / "eval.json", {**settings, "iteration": iteration, "branch": branch, "scores": entries})
+    return entries
 
 
 def _branch(folder: Path, iteration: int, branch: int, tokens: int) -> None:
@@ -179,13 +215,42 @@ def _branch(folder: Path, iteration: int, branch: int, tokens: int) -> None:
     record(folder / store.MANIFEST, {"format": 1, "facts": facts, "files": {}})
 
 
-def _merge(folder: Path, iteration: int, branches: int, tokens: int) -> None:
+def _merge(folder: Path, iteration: int, branches: int, tokens: int, layers: int, learned: int) -> None:
     weights, norms = [1 / branches] * branches, [11.5 + 0.25 * k for k in range(branches)]
     cosine = 0.412 if branches > 1 else None
+    names = [f"model.layers.{i}.{part}.weight" for i in range(layers) for part in ("mlp.up_proj", "self_attn.q_proj")]
+    tensors = {
+        name: {
+            "norms": [norm / 4 for norm in norms],
+            "cosine": None if cosine is None else cosine + 0.01 * i - 0.1 * iteration,
+            "merged_norm": 2.5,
+        }
+        for i, name in enumerate(names)
+    }
     merge = {"iteration": iteration, "method": "linear", "weights": weights, "tokens": [tokens] * branches}
-    statistics = {"delta_norms": norms, "merged_norm": 9.75, "cosine": cosine, "tensors": {}}
+    statistics = {"delta_norms": norms, "merged_norm": 9.75, "cosine": cosine, "tensors": tensors}
+    if learned:
+        merge["learned"] = learned_weights(names, branches, learned, iteration)
     record(folder / "merge.json", {**merge, "seconds": 0.75, **statistics})
-    record(folder / "fold.json", {"iteration": iteration, "seconds": 1.25, "bytes": 16_800_000, "weight_norm": 424.5})
+    norm = {"weight_norm": 424.5, "delta_norm": 9.75 * iteration**0.5}
+    record(folder / "fold.json", {"iteration": iteration, "seconds": 1.25, "bytes": 16_800_000, **norm})
+
+
+def learned_weights(names: list[str], branches: int, groups: int, iteration: int) -> dict[str, Any]:
+    """What a merge that learned its weights says of it: coefficients around 1/K, smaller in later groups."""
+    coefficients = {
+        name: [
+            [(1 + 0.1 * (k - 0.5) + 0.02 * i - 0.05 * g - 0.01 * iteration) / branches for g in range(groups)]
+            for k in range(branches)
+        ]
+        for i, name in enumerate(names)
+    }
+    selection = []
+    for step in (0, 12, 24, 36):
+        target, source = 2.4 + 0.00125 * step, 1.3 - 0.004 * step
+        selection.append({"step": step, "target": target, "source": source, "objective": target + source})
+    settings = {"source_weight": 1.0, "groups": groups, "steps": 36, "best_step": 24}
+    return {**settings, "selection": selection, "coefficients": coefficients}
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import yaml
 
 from bam_lora.report import tables
 from bam_lora.report.figures import figures
+from bam_lora.report.learned import learned_sections
 from bam_lora.report.verdict import verdict
 
 Report = Mapping[str, Any]
@@ -35,10 +36,12 @@ def render_html(reports: Sequence[Report], comparison: Mapping[str, Any] | None)
         facts=_facts(reports),
         summary=tables.summary_table(reports),
         pairs=None if comparison is None else tables.pairs_table(comparison),
-        figures=figures(reports),
+        figures=figures(reports, comparison),
+        learned=learned_sections(reports),
         samples=_samples(reports),
         details=[
             tables.scores_table(reports),
+            tables.shrink_table(reports),
             tables.iterations_table(reports),
             tables.cost_table(reports),
             tables.data_table(reports),
