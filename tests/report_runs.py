@@ -65,19 +65,21 @@ def write_run(
     _evaluation(folder / "iterations/00", 0, None, BASE_SCORES, **how)
     for t in range(1, done + 1):
         share = (t / iterations) ** 0.6
-        scores = {name: BASE_SCORES[name] + share * (final[name] - BASE_SCORES[name]) for name in final}
-        path = folder / f"iterations/{t:02d}"
-        for k in range(1, branches + 1):
-            off = {name: score + 0.006 * k + 0.004 for name, score in scores.items()}
-            _branch(path / f"branch-{k}", t, k, tokens)
-            _evaluation(path / f"branch-{k}", t, k, off, **how)
-        _merge(path, t, branches, tokens, layers, learned)
-        _evaluation(path, t, None, scores, **how)
+        _iteration(folder / f"iterations/{t:02d}", t, place_between(final, share, share), branches, tokens, how)
+        _merge(folder / f"iterations/{t:02d}", t, branches, tokens, layers, learned)
     if done == iterations:
         record(folder / "result.json", {"delta_norm": 13.25 if strategy == "bam" else 17.5, "delta_relative": 0.0312})
     if shrink:
         write_shrink(folder, final, {"stderr": stderr, "paired": paired})
     return folder
+
+
+def _iteration(path: Path, t: int, scores: dict[str, float], branches: int, tokens: int, how: dict[str, Any]) -> None:
+    for k in range(1, branches + 1):
+        off = {name: score + 0.006 * k + 0.004 for name, score in scores.items()}
+        _branch(path / f"branch-{k}", t, k, tokens)
+        _evaluation(path / f"branch-{k}", t, k, off, **how)
+    _evaluation(path, t, None, scores, **how)
 
 
 def place_between(final: dict[str, float], learned: float, forgotten: float) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -142,3 +143,13 @@ def test_seeds_of_one_recipe_share_colour_and_name(tmp_path: Path) -> None:
     assert (runs.slots, runs.names) == ([0, 0, 1], ["bam", "single-0"])
     assert [name for _, name in runs.legend()] == ["bam", "single-0"]
     assert Runs.of(comparison["runs"], {"pairs": []}).slots == [0, 1, 2]
+
+
+def test_what_is_of_one_run_is_folded_where_there_are_many(tmp_path: Path) -> None:
+    folders = [write_run(tmp_path / str(i), learned=1) for i in range(4)]
+    few, many = (compare(chosen) for chosen in (folders[:3], folders))
+    pages = [render_html(comparison["runs"], comparison) for comparison in (few, many)]
+    folded = ["".join(re.findall("<details>.*?</details>", page, flags=re.DOTALL)) for page in pages]
+    assert [text.count('id="plot-cosine-') for text in pages] == [6, 8]
+    assert [text.count('id="plot-cosine-') for text in folded] == [0, 8]
+    assert [text.count('id="learned-') for text in folded] == [0, 16]

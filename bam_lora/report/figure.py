@@ -11,6 +11,8 @@ from markupsafe import Markup
 from bam_lora.report.svg import swatch
 
 Report = Mapping[str, Any]
+# With more runs than this on a page, what is shown of each run by itself is folded.
+MANY_RUNS = 3
 
 
 @dataclass(frozen=True)

@@ -18,16 +18,21 @@ _MOST_BRANCHES = 8
 
 
 def figures(reports: Sequence[Report], comparison: Mapping[str, Any] | None = None) -> list[Figure]:
-    """Every plot there is something to show in.
+    """Every plot of all runs together that there is something to show in.
 
     Args:
-        reports: Reports of runs; each has its colour and shape in all plots but those of a single run.
+        reports: Reports of runs; each has its colour and shape in all of these plots.
         comparison: What `compare` returned for them, or None.
     """
     runs = Runs.of(reports, comparison)
     found = [_by_tokens(runs), plane_figure(runs), change_figure(runs)]
-    for number, report in enumerate(reports):
-        found += [cosine_figure(report, number, runs), _losses(report, number, runs)]
+    return [figure for figure in found if figure is not None]
+
+
+def run_figures(reports: Sequence[Report]) -> list[Figure]:
+    """The plots that are of one run each, run after run: cosines between its branches, its losses."""
+    runs = Runs.of(reports, None)
+    found = [make(report, i, runs) for i, report in enumerate(reports) for make in (cosine_figure, _losses)]
     return [figure for figure in found if figure is not None]
 
 

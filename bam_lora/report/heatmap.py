@@ -63,10 +63,7 @@ def heatmap(
     height = _ROW if len(rows) <= _MOST_HIGH_ROWS else _LOW_ROW
     every = 1 if height == _ROW else 2
     body = [_text(left, 14, title, "name", "start")]
-    for column, text in enumerate(column_texts):
-        x, y = left + (column + 0.4) * width, top - 6
-        turned = Markup('<text transform="translate({:.1f} {:.1f}) rotate(-45)" class="tick">{}</text>')
-        body.append(turned.format(x, y, text))
+    body += [_slanted(left + (column + 0.4) * width, top - 6, text) for column, text in enumerate(column_texts)]
     for row, text in enumerate(row_texts):
         if row % every == 0:
             body.append(_text(left - 6, top + (row + 0.5) * height + 4, text, "tick", "end"))
@@ -98,6 +95,11 @@ def _cell(x: float, y: float, width: float, height: float, cell: HeatCell) -> Ma
         text = _text(x + width / 2, y + height / 2 + 4, cell.text, "value", "middle")
     box = _box(x, y, width, height, cell.strength)
     return Markup("<g><title>{}</title>{}{}</g>").format(cell.tooltip, box, text)
+
+
+def _slanted(x: float, y: float, text: str) -> Markup:
+    turned = '<text transform="translate({:.1f} {:.1f}) rotate(-45)" class="tick">{}</text>'
+    return Markup(turned).format(x, y, text)
 
 
 def _text(x: float, y: float, text: str, kind: str, anchor: str) -> Markup:

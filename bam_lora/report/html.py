@@ -10,7 +10,8 @@ import jinja2
 import yaml
 
 from bam_lora.report import tables
-from bam_lora.report.figures import figures
+from bam_lora.report.figure import MANY_RUNS
+from bam_lora.report.figures import figures, run_figures
 from bam_lora.report.learned import learned_sections
 from bam_lora.report.verdict import verdict
 
@@ -37,6 +38,8 @@ def render_html(reports: Sequence[Report], comparison: Mapping[str, Any] | None)
         summary=tables.summary_table(reports),
         pairs=None if comparison is None else tables.pairs_table(comparison),
         figures=figures(reports, comparison),
+        run_figures=run_figures(reports),
+        fold_runs=len(reports) > MANY_RUNS,
         learned=learned_sections(reports),
         samples=_samples(reports),
         details=[

@@ -10,7 +10,7 @@ from typing import Any
 from markupsafe import Markup
 
 from bam_lora.report import format as fmt
-from bam_lora.report.figure import Report
+from bam_lora.report.figure import MANY_RUNS, Report
 from bam_lora.report.heatmap import HeatCell, heat_swatch, heatmap
 from bam_lora.report.layers import place, row_names
 from bam_lora.report.tables import Cell, Table
@@ -56,11 +56,11 @@ def learned_sections(reports: Sequence[Report]) -> list[LearnedSection]:
         if found:
             shown = found if len(reports) == 1 else found[:1]
             name = "Learned merge weights" + (f" of {report['name']}" if len(reports) > 1 else "")
-            sections.append(_section(name, number, shown))
+            sections.append(_section(name, number, shown, unfold=len(reports) <= MANY_RUNS))
     return sections
 
 
-def _section(name: str, number: int, found: Sequence[tuple[int, Mapping[str, Any]]]) -> LearnedSection:
+def _section(name: str, number: int, found: Sequence[tuple[int, Mapping[str, Any]]], *, unfold: bool) -> LearnedSection:
     # One scale for all iterations, so that a colour means the same in every picture.
     relative = [value for _, one in found for value in _relative(one["coefficients"])]
     reach = max(_LEAST_RANGE, *(abs(value - 1) for value in relative))
@@ -69,9 +69,9 @@ def _section(name: str, number: int, found: Sequence[tuple[int, Mapping[str, Any
             f"Iteration {iteration}",
             _maps(one["coefficients"], reach, f"learned-{number}-{iteration}", iteration),
             selection_table(iteration, one),
-            place == 0,
+            unfold and order == 0,
         )
-        for place, (iteration, one) in enumerate(found)
+        for order, (iteration, one) in enumerate(found)
     ]
     steps = ((-1.0, ""), (-0.5, ""), (0.0, " (uniform)"), (0.5, ""), (1.0, ""))
     legend = [(heat_swatch(strength), f"{fmt.signless(1 + strength * reach, 2)} ×{word}") for strength, word in steps]
