@@ -50,8 +50,15 @@ def write_run(
     seed: int = 7,
     rank: int = 64,
     shrink: dict[float, dict[str, float]] | None = None,
+    layers: int = 3,
+    others: bool = False,
+    learned: int = 0,
 ) -> Path:
-    """A run of `iterations` x `branches`, `done` of them carried out (all by default), its delta shrunk by each λ."""
+    """A run of `iterations` x `branches`, `done` of them carried out (all by default), its delta shrunk by each λ.
+
+    `layers` of two weights each; `others` adds a curve, a checkpoint and an average; `learned` is the
+    number of coefficients of a weight.
+    """
     done = iterations if done is None else done
     final = final or FINAL["single" if strategy == "single" else "bam"]
     tokens = total_tokens // (iterations * branches)
@@ -62,14 +69,8 @@ def write_run(
     _evaluation(folder / "iterations/00", 0, None, BASE_SCORES, **how)
     for t in range(1, done + 1):
         share = (t / iterations) ** 0.6
-        scores = {name: BASE_SCORES[name] + share * (final[name] - BASE_SCORES[name]) for name in final}
-        path = folder / f"iterations/{t:02d}"
-        for k in range(1, branches + 1):
-            off = {name: score + 0.006 * k + 0.004 for name, score in scores.items()}
-            _branch(path / f"branch-{k}", t, k, tokens)
-            _evaluation(path / f"branch-{k}", t, k, off, **how)
-        _merge(path, t, branches, tokens)
-        _evaluation(path, t, None, scores, **how)
+        _iteration(folder / f"iterations/{t:02d}", t, place_between(final, share, share), branches, tokens, how)
+        _merge(folder / f"iterations/{t:02d}", t, branches, tokens, layers, learned)
     if done == iterations:
         record(folder / "result.json", {"delta_norm": 13.25 if strategy == "bam" else 17.5, "delta_relative": 0.0312})
     if shrink is not None:
@@ -79,7 +80,40 @@ def write_run(
             for scale, scores in entries.items()
         ]
         record(folder / "shrink.json", {"format": 1, "evaluation": "e" * 64, "points": points})
+    if others:
+        write_shrink(folder, final, {"stderr": stderr, "paired": paired})
     return folder
+
+
+def _iteration(path: Path, t: int, scores: dict[str, float], branches: int, tokens: int, how: dict[str, Any]) -> None:
+    for k in range(1, branches + 1):
+        off = {name: score + 0.006 * k + 0.004 for name, score in scores.items()}
+        _branch(path / f"branch-{k}", t, k, tokens)
+        _evaluation(path / f"branch-{k}", t, k, off, **how)
+    _evaluation(path, t, None, scores, **how)
+
+
+def place_between(final: dict[str, float], learned: float, forgotten: float) -> dict[str, float]:
+    """Scores that have learned and forgotten these shares of what the final ones have."""
+    shares = {"target": learned, "source": forgotten}
+    return {name: BASE_SCORES[name] + shares[role] * (final[name] - BASE_SCORES[name]) for name, role, _, _ in SETS}
+
+
+def write_shrink(folder: Path, final: dict[str, float], how: dict[str, Any]) -> None:
+    """Two models along λ, the final one again, a checkpoint and an average, on a curve that forgets late."""
+    models = [("shrink", str(scale), scale, scale**0.5, scale**2) for scale in (0.4, 0.8, 1.0)]
+    models += [("checkpoint", "step 20", None, 0.6, 0.7), ("ema", "0.9", None, 0.9, 0.75)]
+    points = [
+        {
+            "kind": kind,
+            "label": label,
+            "scale": scale,
+            "delta_norm": 13.25 * (scale or 0.5),
+            "scores": _entries(place_between(final, learned, forgotten), 2.0, **how),
+        }
+        for kind, label, scale, learned, forgotten in models
+    ]
+    record(folder / "shrink.json", {"format": 1, "evaluation": "e" * 64, "points": points})
 
 
 def _recipe(
@@ -197,13 +231,42 @@ def _branch(folder: Path, iteration: int, branch: int, tokens: int) -> None:
     record(folder / store.MANIFEST, {"format": 1, "facts": facts, "files": {}})
 
 
-def _merge(folder: Path, iteration: int, branches: int, tokens: int) -> None:
+def _merge(folder: Path, iteration: int, branches: int, tokens: int, layers: int, learned: int) -> None:
     weights, norms = [1 / branches] * branches, [11.5 + 0.25 * k for k in range(branches)]
     cosine = 0.412 if branches > 1 else None
+    names = [f"model.layers.{i}.{part}.weight" for i in range(layers) for part in ("mlp.up_proj", "self_attn.q_proj")]
+    tensors = {
+        name: {
+            "norms": [norm / 4 for norm in norms],
+            "cosine": None if cosine is None else cosine + 0.01 * i - 0.1 * iteration,
+            "merged_norm": 2.5,
+        }
+        for i, name in enumerate(names)
+    }
     merge = {"iteration": iteration, "method": "linear", "weights": weights, "tokens": [tokens] * branches}
-    statistics = {"delta_norms": norms, "merged_norm": 9.75, "cosine": cosine, "tensors": {}}
+    statistics = {"delta_norms": norms, "merged_norm": 9.75, "cosine": cosine, "tensors": tensors}
+    if learned:
+        merge["learned"] = learned_weights(names, branches, learned, iteration)
     record(folder / "merge.json", {**merge, "seconds": 0.75, **statistics})
-    record(folder / "fold.json", {"iteration": iteration, "seconds": 1.25, "bytes": 16_800_000, "weight_norm": 424.5})
+    norm = {"weight_norm": 424.5, "delta_norm": 9.75 * iteration**0.5}
+    record(folder / "fold.json", {"iteration": iteration, "seconds": 1.25, "bytes": 16_800_000, **norm})
+
+
+def learned_weights(names: list[str], branches: int, groups: int, iteration: int) -> dict[str, Any]:
+    """What a merge that learned its weights says of it: coefficients around 1/K, smaller in later groups."""
+    coefficients = {
+        name: [
+            [(1 + 0.1 * (k - 0.5) + 0.02 * i - 0.05 * g - 0.01 * iteration) / branches for g in range(groups)]
+            for k in range(branches)
+        ]
+        for i, name in enumerate(names)
+    }
+    selection = []
+    for step in (0, 12, 24, 36):
+        target, source = 2.4 + 0.00125 * step, 1.3 - 0.004 * step
+        selection.append({"step": step, "target": target, "source": source, "objective": target + source})
+    settings = {"source_weight": 1.0, "groups": groups, "steps": 36, "best_step": 24}
+    return {**settings, "selection": selection, "coefficients": coefficients}
 
 
 if __name__ == "__main__":

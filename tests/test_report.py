@@ -156,6 +156,43 @@ def test_errors_of_differences_are_taken_by_document_where_they_are_known(tmp_pa
     assert 0 < paired["learned_stderr"] < 0.001 < alone["learned_stderr"]
 
 
+def test_other_models_of_the_run_are_pooled_like_its_own(tmp_path: Path) -> None:
+    report = collect(write_run(tmp_path / "run", others=True))
+    assert collect(write_run(tmp_path / "without"))["shrink"] is None
+    kinds = [(point["kind"], point["label"], point["scale"]) for point in report["shrink"]]
+    assert kinds[1:4] == [("shrink", "0.8", 0.8), ("shrink", "1.0", 1.0), ("checkpoint", "step 20", None)]
+    smaller, whole = report["shrink"][1:3]
+    summary = report["summary"]
+    assert whole["learned"] == pytest.approx(summary["learned"])
+    assert whole["target_stderr"] == pytest.approx(summary["target_after_stderr"])
+    assert smaller["delta_norm"] == pytest.approx(0.8 * 13.25)
+    assert smaller["learned"] == pytest.approx(0.8**0.5 * summary["learned"])
+    assert smaller["forgotten"] == pytest.approx(0.8**2 * summary["forgotten"])
+
+
+def test_shrink_points_of_another_format_are_refused(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    record(run / "shrink.json", {"format": 2, "points": []})
+    with pytest.raises(UserError, match=r"shrink\.json: expected format 1, found 2"):
+        collect(run)
+
+
+def test_cosines_by_layer_are_the_plain_mean_of_their_weights(tmp_path: Path) -> None:
+    first = collect(write_run(tmp_path / "bam"))["iterations"][0]
+    assert [(entry["layer"], entry["tensors"]) for entry in first["cosine_by_layer"]] == [(0, 2), (1, 2), (2, 2)]
+    assert [entry["cosine"] for entry in first["cosine_by_layer"]] == pytest.approx([0.317, 0.337, 0.357])
+    alone = collect(write_run(tmp_path / "single", strategy="single", iterations=1, branches=1))
+    assert alone["iterations"][0]["cosine_by_layer"] is None
+
+
+def test_learned_merge_weights_are_passed_on_as_they_are(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", learned=4)
+    merge = store.read_record(run / "iterations/02/merge.json")
+    assert merge is not None
+    assert collect(run)["iterations"][1]["learned"] == merge["learned"]
+    assert collect(write_run(tmp_path / "plain"))["iterations"][1]["learned"] is None
+
+
 def test_write_report_writes_a_record_and_the_page(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run")
     report = write_report(run)

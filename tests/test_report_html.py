@@ -64,7 +64,7 @@ def numbers(value: Any) -> Iterator[float]:
 @pytest.fixture
 def comparison(tmp_path: Path) -> dict[str, Any]:
     single = write_run(tmp_path / "single", strategy="single", iterations=1, branches=1)
-    return compare([single, write_run(tmp_path / "bam")])
+    return compare([single, write_run(tmp_path / "bam", others=True, learned=2)])
 
 
 def test_every_number_in_the_page_is_one_of_the_json(comparison: dict[str, Any]) -> None:
@@ -118,7 +118,7 @@ def test_ids_are_unique_and_every_plot_has_a_title_and_a_description(comparison:
     ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
     assert len(ids) == len(set(ids))
     plots = [attributes for tag, attributes in page.elements if tag == "svg" and attributes.get("role") == "img"]
-    assert len(plots) == 5
+    assert len(plots) == 10
     for attributes in plots:
         assert set((attributes["aria-labelledby"] or "").split()) <= set(ids)
     assert "bam: 2.4614 at 0 tokens, 1.7994 at 250,000 tokens" in "".join(page.texts)

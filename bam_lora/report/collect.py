@@ -14,8 +14,9 @@ from typing import Any
 from bam_lora import store
 from bam_lora.errors import UserError
 from bam_lora.report.cost import cost, total
+from bam_lora.report.layers import cosine_by_layer
 from bam_lora.report.noise import difference_error, pooled
-from bam_lora.report.records import iteration_folder, read_losses, read_recipe, read_record
+from bam_lora.report.records import iteration_folder, read_losses, read_recipe, read_record, read_shrink
 
 FORMAT = 1
 ROLES = ("target", "source")
@@ -54,6 +55,7 @@ def collect(run: Path) -> dict[str, Any]:
         "scores": _scores(evaluations),
         "summary": summary,
         "iterations": iterations,
+        "shrink": _shrink(run, summary),
         "cost": cost(run, iterations, evaluations),
         "data": plan.get("data"),
         "losses": read_losses(run, planned),
@@ -171,17 +173,23 @@ def _difference(first: float | None, second: float | None) -> float | None:
     return None if first is None or second is None else first - second
 
 
-def _measured(
-    evaluations: list[dict[str, Any]], summary: Mapping[str, Any], iteration: int, branch: int | None
-) -> dict[str, float | None]:
+def _measured(scores: list[dict[str, Any]], summary: Mapping[str, Any]) -> dict[str, float | None]:
     """The pooled scores of one model, and what it has learned and forgotten since the base."""
-    scores = scores_of(evaluations, iteration, branch)
     values: dict[str, float | None] = {}
     for role in ROLES:
         values[role], values[f"{role}_stderr"] = pooled(scores, role)
     values["learned"] = _difference(summary["target_before"], values["target"])
     values["forgotten"] = _difference(values["source"], summary["source_before"])
     return values
+
+
+def _shrink(run: Path, summary: Mapping[str, Any]) -> list[dict[str, Any]] | None:
+    """The other models of the run that were scored: its change scaled by λ, checkpoints, averages of weights."""
+    points = read_shrink(run / "shrink.json")
+    if points is None:
+        return None
+    keys = ("kind", "label", "scale", "delta_norm")
+    return [{**{key: point.get(key) for key in keys}, **_measured(point["scores"], summary)} for point in points]
 
 
 def _iteration(
@@ -195,7 +203,7 @@ def _iteration(
     branches = [
         {
             **_branch(folder / f"branch-{b['branch']}", b),
-            "measured": _measured(evaluations, summary, number, b["branch"]),
+            "measured": _measured(scores_of(evaluations, number, b["branch"]), summary),
         }
         for b in planned["branches"]
     ]
@@ -203,12 +211,15 @@ def _iteration(
         "iteration": number,
         "tokens": sum(b["tokens"] for b in planned["branches"]),
         "cosine": merge.get("cosine"),
+        "cosine_by_layer": cosine_by_layer(merge.get("tensors") or {}),
         "delta_norms": merge.get("delta_norms"),
         "merged_norm": merge.get("merged_norm"),
         "method": merge.get("method"),
         "coefficients": merge.get("weights"),
+        "learned": merge.get("learned"),
+        "delta_norm": fold.get("delta_norm"),
         "weight_norm": fold.get("weight_norm"),
-        "measured": _measured(evaluations, summary, number, None),
+        "measured": _measured(scores_of(evaluations, number), summary),
         "branches": branches,
         "seconds": {
             "train": total(b["seconds"] for b in branches),

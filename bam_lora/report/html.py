@@ -11,7 +11,9 @@ import yaml
 
 from bam_lora.report import tables
 from bam_lora.report.envelope_text import ALONE, envelope_sentences, envelope_table
-from bam_lora.report.figures import figures
+from bam_lora.report.figure import MANY_RUNS
+from bam_lora.report.figures import figures, run_figures
+from bam_lora.report.learned import learned_sections
 from bam_lora.report.verdict import verdict
 
 Report = Mapping[str, Any]
@@ -39,10 +41,14 @@ def render_html(reports: Sequence[Report], comparison: Mapping[str, Any] | None)
         alone=ALONE if comparison is None else None,
         envelope=None if comparison is None else envelope_table(comparison),
         envelope_sentences=[] if comparison is None else envelope_sentences(comparison),
-        figures=figures(reports),
+        figures=figures(reports, comparison),
+        run_figures=run_figures(reports),
+        fold_runs=len(reports) > MANY_RUNS,
+        learned=learned_sections(reports),
         samples=_samples(reports),
         details=[
             tables.scores_table(reports),
+            tables.shrink_table(reports),
             tables.iterations_table(reports),
             tables.cost_table(reports),
             tables.data_table(reports),

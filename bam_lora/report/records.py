@@ -14,6 +14,7 @@ from bam_lora.errors import UserError
 
 # Enough for a smooth curve at any screen width; a long run's metrics would otherwise make the page megabytes large.
 LOSS_POINTS = 200
+SHRINK_FORMAT = 1
 
 
 def read_record(path: Path) -> dict[str, Any] | None:
@@ -47,6 +48,25 @@ def read_recipe(path: Path) -> dict[str, Any]:
         found = type(recipe).__name__
         raise UserError.of(str(path), expected="a resolved recipe", found=found, remedy="Restore the file")
     return recipe
+
+
+def read_shrink(path: Path) -> list[dict[str, Any]] | None:
+    """The points of `shrink.json`, None if there is no such file.
+
+    Raises:
+        UserError: If it is damaged or of another format.
+    """
+    body = read_record(path)
+    if body is None:
+        return None
+    if body.get("format") != SHRINK_FORMAT:
+        raise UserError.of(
+            str(path),
+            expected=f"format {SHRINK_FORMAT}",
+            found=repr(body.get("format")),
+            remedy="Delete the file and make it again with `bam-lora shrink`",
+        )
+    return list(body["points"])
 
 
 def iteration_folder(run: Path, iteration: int) -> Path:

@@ -17,6 +17,7 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 56.0, 16.0, 30.0, 44.0
 # The style sheet makes text 11 units high, 12.5 on phones; this is a character of the widest of its fonts, in bold.
 _CHARACTER, _LINE = 7.2, 13.0
 SERIES_COLOURS, _DASHES = 8, 4
+_NEUTRAL = ("band", "gap")
 
 
 @dataclass(frozen=True)
@@ -33,18 +34,23 @@ class Point:
 
 @dataclass(frozen=True)
 class Series:
-    """Points of one colour and shape; `slot` chooses both, so a run looks the same in every plot."""
+    """Points of one colour and shape; `slot` chooses both, so a run looks the same in every plot.
+
+    `look` sets a series apart from the runs' own: "thin" (thin line, small marks), "plus" (small crosses), "band" (a
+    broad line without a run's colour), "gap" (a dotted one).
+    """
 
     name: str
     slot: int
     points: list[Point]
     line: bool = True
     marks: bool = True
+    look: str = ""
 
 
 @dataclass(frozen=True)
 class Axes:
-    """What the axes say; `zero` draws the lines x = 0 and y = 0; `corner` is a remark inside the top left corner."""
+    """What the axes say; `zero` draws the lines x = 0 and y = 0; `corner` is a remark in the lower right corner."""
 
     x_label: str
     y_label: str
@@ -93,25 +99,27 @@ def plot(series: Sequence[Series], axes: Axes, *, ident: str, title: str, descri
     frame = _Frame(*_ranges(series, axes))
     body = [*_x_axis(frame, axes), *_y_axis(frame, axes)]
     if axes.corner:
-        frame.boxes.append((_LEFT, _TOP, _LEFT + 6 + _CHARACTER * len(axes.corner), _TOP + 16))
-        body.append(_text(_LEFT + 6, _TOP + 12, axes.corner, "corner"))
+        right, bottom = WIDTH - _RIGHT, HEIGHT - _BOTTOM
+        frame.boxes.append((right - 6 - _CHARACTER * len(axes.corner), bottom - 16, right, bottom))
+        body.append(_text(right - 4, bottom - 4, axes.corner, "corner", "end"))
     body += [_line(frame, item) for item in series if item.line and len(item.points) > 1]
     marked = [(item, point) for item in series if item.marks for point in item.points]
-    body += [_mark(frame, item.slot, point) for item, point in marked]
-    # The last point of a series matters most, so its label is the first to find a place.
-    body += [_label(frame, item.slot, point) for item, point in reversed(marked) if point.label]
+    body += [_mark(frame, item, point) for item, point in marked]
+    # The last point of a series matters most, so its label is the first to find a place; so do the last series.
+    body += [_label(frame, item, point) for item, point in reversed(marked) if point.label]
     return Markup(
         '<svg class="plot" viewBox="0 0 {w:.0f} {h:.0f}" role="img" aria-labelledby="{i}-title {i}-desc">'
         '<title id="{i}-title">{t}</title><desc id="{i}-desc">{d}</desc>{b}</svg>'
     ).format(w=WIDTH, h=HEIGHT, i=ident, t=title, d=description, b=Markup("").join(body))
 
 
-def swatch(slot: int) -> Markup:
-    """The line and mark of a series for a legend; decoration beside its name."""
+def swatch(slot: int | None, look: str = "", *, line: bool = True, hollow: bool = False) -> Markup:
+    """The line and mark of a series for a legend, without a run's colour for None; decoration beside its name."""
+    drawn = Markup('<path class="{}" d="M1 6H27"/>').format(_line_classes(slot, look)) if line else Markup("")
+    mark = Markup("") if look == "band" else _shape(14, 6, slot, look, hollow=hollow)
     return Markup(
-        '<svg class="swatch" viewBox="0 0 28 12" width="28" height="12" aria-hidden="true">'
-        '<path class="line s{c} d{d}" d="M1 6H27"/>{m}</svg>'
-    ).format(c=slot % SERIES_COLOURS, d=slot % _DASHES, m=_shape(14, 6, slot, hollow=False))
+        '<svg class="swatch" viewBox="0 0 28 12" width="28" height="12" aria-hidden="true">{}{}</svg>'
+    ).format(drawn, mark)
 
 
 def ticks(low: float, high: float, most: int) -> list[float]:
@@ -189,44 +197,57 @@ def _y_axis(frame: _Frame, axes: Axes) -> list[Markup]:
 
 def _line(frame: _Frame, item: Series) -> Markup:
     path = "L".join(f"{frame.x(point.x):.1f} {frame.y(point.y):.1f}" for point in item.points)
-    kind = "line" if item.marks else "line thin"
-    classes = f"{kind} s{item.slot % SERIES_COLOURS} d{item.slot % _DASHES}"
-    return Markup('<path class="{}" d="M{}"/>').format(classes, path)
+    look = item.look if item.marks or item.look else "thin"
+    return Markup('<path class="{}" d="M{}"/>').format(_line_classes(item.slot, look), path)
 
 
-def _mark(frame: _Frame, slot: int, point: Point) -> Markup:
+def _line_classes(slot: int | None, look: str) -> str:
+    if look in _NEUTRAL:
+        return f"line {look}"
+    colour = "neutral" if slot is None else f"s{slot % SERIES_COLOURS} d{slot % _DASHES}"
+    return f"line{' thin' if look == 'thin' else ''} {colour}"
+
+
+def _mark(frame: _Frame, item: Series, point: Point) -> Markup:
     x, y = frame.x(point.x), frame.y(point.y)
-    frame.boxes.append((x - 5, y - 5, x + 5, y + 5))
+    half = 3 if item.look else 5
+    frame.boxes.append((x - half, y - half, x + half, y + half))
     bar = Markup("")
     if point.error:
         ends = frame.y(point.y + point.error), frame.y(point.y - point.error)
         path = f"M{x:.1f} {ends[0]:.1f}V{ends[1]:.1f}M{x - 3:.1f} {ends[0]:.1f}h6M{x - 3:.1f} {ends[1]:.1f}h6"
-        bar = Markup('<path class="bar s{}" d="{}"/>').format(slot % SERIES_COLOURS, path)
-    shape = _shape(x, y, slot, hollow=point.hollow)
+        bar = Markup('<path class="bar s{}" d="{}"/>').format(item.slot % SERIES_COLOURS, path)
+    shape = _shape(x, y, item.slot, item.look, hollow=point.hollow)
     return Markup("<g><title>{}</title>{}{}</g>").format(point.text, bar, shape)
 
 
-def _shape(x: float, y: float, slot: int, *, hollow: bool) -> Markup:
-    """Circle, square, triangle, diamond, cross in turn: runs differ by more than their colour."""
-    paths = (
-        f"M{x - 4:.1f} {y:.1f}a4 4 0 1 0 8 0a4 4 0 1 0 -8 0z",
-        f"M{x - 3.6:.1f} {y - 3.6:.1f}h7.2v7.2h-7.2z",
-        f"M{x:.1f} {y - 4.6:.1f}l4.6 8h-9.2z",
-        f"M{x:.1f} {y - 5:.1f}l5 5l-5 5l-5 -5z",
-        f"M{x - 1.4:.1f} {y - 4.5:.1f}h2.8v3.1h3.1v2.8h-3.1v3.1h-2.8v-3.1h-3.1v-2.8h3.1z",
+# Circle, square, triangle, diamond, cross in turn, around the origin: runs differ by more than their colour.
+_SHAPES = (
+    "M-4 0a4 4 0 1 0 8 0a4 4 0 1 0 -8 0z",
+    "M-3.6 -3.6h7.2v7.2h-7.2z",
+    "M0 -4.6l4.6 8h-9.2z",
+    "M0 -5l5 5l-5 5l-5 -5z",
+    "M-1.4 -4.5h2.8v3.1h3.1v2.8h-3.1v3.1h-2.8v-3.1h-3.1v-2.8h3.1z",
+)
+
+
+def _shape(x: float, y: float, slot: int | None, look: str, *, hollow: bool) -> Markup:
+    path = {"gap": "M-5 0h10", "plus": "M-4 0h8M0 -4v8"}.get(look, _SHAPES[(slot or 0) % len(_SHAPES)])
+    colour = "neutral" if slot is None or look in _NEUTRAL else f"s{slot % SERIES_COLOURS}"
+    return Markup('<path class="mark {}{}" transform="translate({:.1f} {:.1f}){}" d="{}"/>').format(
+        colour, " hollow" if hollow else "", x, y, " scale(0.65)" if look == "thin" else "", path
     )
-    classes = f"mark s{slot % SERIES_COLOURS}" + (" hollow" if hollow else "")
-    return Markup('<path class="{}" d="{}"/>').format(classes, paths[slot % len(paths)])
 
 
-def _label(frame: _Frame, slot: int, point: Point) -> Markup:
+def _label(frame: _Frame, item: Series, point: Point) -> Markup:
     """Beside the mark where nothing else is; left out where there is no room (the pointer still shows it)."""
     x, y, width = frame.x(point.x), frame.y(point.y), _CHARACTER * len(point.label)
     for dx, dy in ((9.0, 4.0), (-9.0 - width, 4.0), (-width / 2, -10.0), (-width / 2, 18.0), (9.0, -8.0), (9.0, 16.0)):
         box = (x + dx, y + dy - _LINE + 2, x + dx + width, y + dy + 2)
         if frame.free(box):
             frame.boxes.append(box)
-            return _text(x + dx, y + dy, point.label, f"label s{slot % SERIES_COLOURS}")
+            light = " light" if item.look else ""
+            return _text(x + dx, y + dy, point.label, f"label{light} s{item.slot % SERIES_COLOURS}")
     return Markup("")
 
 
