@@ -274,7 +274,7 @@ def report(run_directory: Run_) -> None:
 def shrink(
     run_directory: Run_,
     scale: Annotated[
-        list[float] | None, typer.Option(help="A value of λ. May be repeated. Default: 0.5, 0.65, 0.8, 0.9.")
+        list[float] | None, typer.Option(help="A value of λ. May be repeated. Default: 0.2, 0.35, 0.5, 0.65, 0.8, 0.9.")
     ] = None,
 ) -> None:
     """Scores λ·ΔW of a finished run for a curve of λ: what forgetting costs at every size of the change.

@@ -79,6 +79,7 @@ def run(
         if is_fresh(directory):
             (directory.root / LEDGER_FILE).unlink(missing_ok=True)  # of a first start that came no further
             keep_recipe(directory, recipe)
+        directory.shrink.unlink(missing_ok=True)  # of the result before an extension
         quiet_libraries()
         session = Session(directory.sessions)
         context = _prepare(directory, recipe, display, stop)

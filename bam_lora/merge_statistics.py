@@ -21,13 +21,14 @@ class FactorSource(Protocol):
 
 
 def merge_statistics(
-    adapters: Sequence[FactorSource], coefficients_by_tensor: Mapping[str, Coefficients]
+    adapters: Sequence[FactorSource], coefficients_by_tensor: Mapping[str, Coefficients], branches: int | None = None
 ) -> dict[str, Any]:
     """Norms and cosines of the branches' deltas and the norm of what the merge made of them.
 
     Args:
-        adapters: The K branches.
+        adapters: The K branches, and after them earlier ones that the merge corrects.
         coefficients_by_tensor: What the merge method chose, by weight name.
+        branches: K, None if all are branches; only their norms and cosines are given.
 
     Returns:
         {"delta_norms": (K,), "merged_norm", "cosine", "tensors": {name: {"norms", "cosine", "merged_norm"}}}, all
@@ -41,9 +42,11 @@ def merge_statistics(
         factors = [adapter.factors(name) for adapter in adapters]
         products = _gram_matrix(factors)
         square = _merged_square(factors, coefficients_by_tensor[name], products)
-        tensors[name] = {"norms": _norms(products), "cosine": _mean_cosine(products), "merged_norm": math.sqrt(square)}
+        own = products[:branches, :branches]
+        tensors[name] = {"norms": _norms(own), "cosine": _mean_cosine(own), "merged_norm": math.sqrt(square)}
         total += products
         merged_square += square
+    total = total[:branches, :branches]
     return {
         "delta_norms": _norms(total),
         "merged_norm": math.sqrt(merged_square),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from bam_lora.adapters import Adapter
@@ -36,7 +38,9 @@ def merge(context: Context, iteration: IterationPlan) -> None:
     merged = MergedAdapters(adapters, weights, wanted["method"])
     learned: dict[str, Any] = {}
     if wanted["weights"] == "learned":
-        coefficients, learned["learned"] = learned_coefficients(context, iteration, merged)
+        folders += _past(context, number) if wanted["learned"]["scope"] == "run" else []
+        adapters = [Adapter.open(folder) for folder in folders]
+        coefficients, learned["learned"] = learned_coefficients(context, iteration, adapters, weights)
     else:
         coefficients = {name: merged.coefficients(name) for name in merged.names()}
     names = [folder.relative_to(directory.root).as_posix() for folder in folders]
@@ -49,14 +53,24 @@ def merge(context: Context, iteration: IterationPlan) -> None:
         "tokens": iteration.tokens,
         "seconds": time.monotonic() - started,
     }
-    write_record(path, key, {**record, **merge_statistics(adapters, coefficients), **learned})
+    write_record(path, key, {**record, **merge_statistics(adapters, coefficients, len(weights)), **learned})
+
+
+def _past(context: Context, number: int) -> list[Path]:
+    """The adapters of the run's earlier iterations."""
+    earlier = context.plan.iterations[: number - 1]
+    return [context.directory.branch(b.iteration, b.branch) / ADAPTER for one in earlier for b in one.branches]
 
 
 def learned_coefficients(
-    context: Context, iteration: IterationPlan, merged: MergedAdapters
+    context: Context, iteration: IterationPlan, adapters: Sequence[Adapter], weights: Sequence[float]
 ) -> tuple[dict[str, Coefficients], dict[str, Any]]:
-    """Learns the weights of one merge on the selection sets; returns them and what the record keeps of it."""
+    """Learns the weights of one merge on the selection sets; returns them and what the record keeps of it.
+
+    Adapters beyond the iteration's own are in the base already; what is learned for them is a correction, from zero.
+    """
     assert context.selection is not None
+    start = [*weights, *[0.0] * (len(adapters) - len(weights))]
     recipe, number, wanted = context.recipe, iteration.iteration, iteration.merge["learned"]
     seed = derive_seed(recipe.seed, "learned weights", number)
     selection = split_selection(context.selection, wanted["held_out"], seed)
@@ -73,13 +87,14 @@ def learned_coefficients(
         checkpointing=recipe.training.checkpointing,
     )
     model = context.model(number - 1, context.training_load)
-    branches = {name: [adapter.factors(name) for adapter in merged.adapters] for name in merged.names()}
+    changed = sorted({name for adapter in adapters for name in adapter.names})
+    branches = {name: [adapter.factors(name) for adapter in adapters] for name in changed}
 
     def on_step(step: int, steps: int) -> None:
         context.stop.check()
         context.progress.stage(f"iteration {number}: learning the merge weights, step {step}/{steps}")
 
-    result = learn_weights(model, branches, merged.weights, selection, settings, on_step=on_step)
+    result = learn_weights(model, branches, start, selection, settings, on_step=on_step)
     last = result.history[result.best]
     context.progress.say(
         f"iteration {number}: merge weights learned, held-out target {last['target']:.4f}, source {last['source']:.4f}"

@@ -38,6 +38,11 @@ class LearnedWeights(Section):
         ge=0,
         description="μ: what is minimised is target + μ · source bits per byte; more keeps more and learns less.",
     )
+    scope: Literal["iteration", "run"] = Field(
+        default="run",
+        description="`iteration`: the weights of the branches being merged; `run`: also corrections to those of all "
+        "earlier iterations.",
+    )
     groups: int = Field(
         default=7,
         ge=1,

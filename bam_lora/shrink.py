@@ -26,7 +26,7 @@ from bam_lora.scoring import Windowed, score_sets
 from bam_lora.scoring_sets import evaluation_windows
 from bam_lora.store import digest, read_record, require_space, write_record
 
-SCALES = (0.5, 0.65, 0.8, 0.9)
+SCALES = (0.2, 0.35, 0.5, 0.65, 0.8, 0.9)
 _FORMAT = 1
 
 

@@ -1,0 +1,163 @@
+"""A run whose merges learn their weights, and the curve of its delta scaled."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import ENGLISH, GERMAN, write_jsonl
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+import bam_lora.merging
+from bam_lora.cli import app
+from bam_lora.errors import Interrupted, UserError
+from bam_lora.ledger import Ledger
+from bam_lora.loop import run
+from bam_lora.recipe import Recipe, recipe_from_dict
+from bam_lora.report import collect
+from bam_lora.shrink import shrink
+from bam_lora.store import hash_file, read_record
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("files")
+    for name, texts in (("german", GERMAN), ("english", ENGLISH)):
+        write_jsonl(folder / f"{name}.jsonl", texts[:24])
+        write_jsonl(folder / f"{name}.select.jsonl", texts[24:40])
+        write_jsonl(folder / f"{name}.test.jsonl", texts[-3:])
+    return folder
+
+
+def recipe(base: Path, files: Path, **learned: Any) -> Recipe:
+    def one(kind: str) -> dict[str, Any]:
+        return {
+            "target": [{"path": str(files / f"german.{kind}.jsonl"), "set": "german"}],
+            "source": [{"path": str(files / f"english.{kind}.jsonl"), "set": "english"}],
+        }
+
+    return recipe_from_dict(
+        {
+            "base": str(base),
+            "output": "unused",
+            "data": {"target": [{"path": str(files / "german.jsonl")}], "sequence_length": 128},
+            "bam": {"slices": 4, "branches": 2, "merge": {"weights": "learned", "learned": {"steps": 8, **learned}}},
+            "lora": {"r": 4},
+            "training": {
+                "learning_rate": 5e-3,
+                "per_device_train_batch_size": 2,
+                "gradient_accumulation_steps": 1,
+                "checkpointing": False,
+            },
+            "evaluation": {**one("test"), "branches": False},
+            "selection": one("select"),
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_base: Path, files: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("runs") / "finished"
+    run(recipe(tiny_base, files), root)
+    return root
+
+
+def test_what_was_learned_is_kept_and_reported(finished: Path) -> None:
+    assert not (finished / "iterations" / "01" / "branch-1" / "eval.json").exists()
+    report = collect(finished)
+    for number, branches in ((1, 2), (2, 4)):  # the second merge also corrects the two branches of the first
+        merged = read_record(finished / "iterations" / f"{number:02}" / "merge.json")
+        assert merged is not None
+        learned = merged["learned"]
+        history = [entry["objective"] for entry in learned["selection"]]
+        assert min(history) == history[[e["step"] for e in learned["selection"]].index(learned["best_step"])]
+        assert {len(groups) for groups in learned["coefficients"].values()} == {branches}
+        assert len(merged["delta_norms"]) == 2
+        assert report["iterations"][number - 1]["learned"] == learned
+    names = [one["path"] for one in Ledger.load(finished).iterations[1]["adapters"]]
+    assert names == [f"iterations/{i}/branch-{b}/adapter" for i in ("02", "01") for b in (1, 2)]
+
+
+def test_the_result_is_the_ledgers(finished: Path, tiny_base: Path) -> None:
+    """Every weight against the sum of all iterations in float64, rounded as the base is stored."""
+    base, made = (load_file(folder / "model.safetensors") for folder in (tiny_base, finished / "model"))
+    ledger = Ledger.load(finished)
+    for name in ledger.names():
+        stacked = ledger.stacked(name)
+        assert stacked is not None
+        expected = base[name].double() + stacked[0].double() @ stacked[1].double()
+        torch.testing.assert_close(made[name].double(), expected, rtol=2**-8, atol=1e-6)
+
+
+def test_a_run_stopped_while_it_learns_ends_with_the_same_bytes(
+    finished: Path, tiny_base: Path, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = bam_lora.merging.learn_weights
+    calls: list[int] = []
+
+    def stopping(*args: Any, on_step: Any, **kwargs: Any) -> Any:
+        def step(number: int, steps: int) -> None:
+            calls.append(number)
+            if len(calls) in (3, 15):  # once in each merge
+                raise Interrupted("SIGTERM")
+            on_step(number, steps)
+
+        return real(*args, on_step=step, **kwargs)
+
+    monkeypatch.setattr(bam_lora.merging, "learn_weights", stopping)
+    for _ in range(2):
+        with pytest.raises(Interrupted):
+            run(recipe(tiny_base, files), tmp_path / "run")
+    run(recipe(tiny_base, files), tmp_path / "run")
+    assert hash_file(tmp_path / "run/model/model.safetensors") == hash_file(finished / "model/model.safetensors")
+
+
+def test_scope_iteration_leaves_the_past_alone(tiny_base: Path, files: Path, tmp_path: Path) -> None:
+    run(recipe(tiny_base, files, scope="iteration"), tmp_path / "run")
+    assert [len(one["adapters"]) for one in Ledger.load(tmp_path / "run").iterations] == [2, 2]
+
+
+def test_shrink_scores_the_curve(finished: Path) -> None:
+    result = CliRunner().invoke(app, ["shrink", str(finished), "--scale", "0.5", "--scale", "0", "--scale", "1"])
+    assert result.exit_code == 0, result.output
+    record = json.loads((finished / "shrink.json").read_text())
+    assert [point["scale"] for point in record["points"]] == [0, 0.5, 1]
+    for place, folder in ((0, "00"), (2, "02")):  # its ends are the base and the result
+        ours = read_record(finished / "iterations" / folder / "eval.json")
+        assert ours is not None
+        values = [score["bits_per_byte"] for score in record["points"][place]["scores"]]
+        assert values == [score["bits_per_byte"] for score in ours["scores"]]
+    norms = [point["delta_norm"] for point in record["points"]]
+    assert norms == pytest.approx([0, norms[2] / 2, norms[2]], rel=1e-5)
+    assert not (finished / ".shrink").exists()
+
+
+def test_points_that_are_there_are_not_scored_again(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = shrink(finished, [0.5])
+    monkeypatch.setattr("bam_lora.shrink.score_sets", lambda *a, **k: pytest.fail("scored again"))
+    assert shrink(finished, [0.5]) == first
+
+
+def test_shrink_wants_a_finished_run(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="expected a run directory, found none"):
+        shrink(tmp_path)
+
+
+def test_selection_is_asked_for_and_kept_apart(tiny_base: Path, files: Path) -> None:
+    values = recipe(tiny_base, files).resolved()
+    with pytest.raises(UserError, match=r"selection.target: expected text to learn the merge weights on, found none"):
+        recipe_from_dict({**values, "selection": {"source": values["selection"]["source"]}})
+    with pytest.raises(
+        UserError, match=r"selection.target.0.path: expected text of its own, found that of evaluation.t"
+    ):
+        recipe_from_dict(
+            {
+                **values,
+                "selection": values["evaluation"]
+                and {"target": values["evaluation"]["target"], "source": values["selection"]["source"]},
+            }
+        )
