@@ -49,7 +49,7 @@ class LearnedWeights(Section):
         description="Numbers per branch and weight: groups of the delta's singular directions, of doubling size; "
         "1: one number per branch and weight.",
     )
-    steps: int = Field(default=36, ge=1, description="Steps at the most.")
+    steps: int = Field(default=32, ge=1, description="Steps at the most.")
     windows: int = Field(
         default=6, ge=1, description="Windows of the target set, and as many of the source set, a step."
     )
@@ -58,7 +58,7 @@ class LearnedWeights(Section):
         default=0.25, gt=0, lt=1, description="Share of the selection documents that only decide which step is kept."
     )
     share: float = Field(
-        default=0.05, gt=0, description="Most that it may cost, as a share of the iteration's training tokens."
+        default=0.04, gt=0, description="Most that it may cost, as a share of the iteration's training tokens."
     )
 
 
