@@ -5,7 +5,7 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help setup quickstart test test-slow lint format docs bench clean
+.PHONY: help setup quickstart test test-slow lint format docs bench bench-forgetting clean
 
 help:
 	@echo "make quickstart   the whole loop on the embedded model, CPU, minutes"
@@ -15,6 +15,7 @@ help:
 	@echo "make format       put the format right"
 	@echo "make docs         regenerate the recipe reference, docs/recipe.md"
 	@echo "make bench        the benchmark on real text (BAM_LORA_BENCH_DATA=folder with data/ and models/)"
+	@echo "make bench-forgetting  learning against forgetting, ours and its rivals (HOURS=6; SUBSET=quick: half an hour)"
 	@echo "make test-slow    the tests that take minutes"
 
 setup: $(READY)
@@ -49,6 +50,10 @@ docs: $(READY)
 
 bench: $(READY)
 	$(BIN)/python benchmarks/real_text/run.py
+
+HOURS ?= 6
+bench-forgetting: $(READY)
+	$(BIN)/python benchmarks/forgetting/run.py --hours $(HOURS) $(if $(SUBSET),--subset $(SUBSET))
 
 clean:
 	rm -rf .venv quickstart

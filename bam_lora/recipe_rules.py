@@ -89,7 +89,7 @@ def _evaluation(evaluation: Evaluation) -> list[Finding]:
     return findings
 
 
-def _selection(strategy: str, bam: Bam, selection: Selection, evaluation: Evaluation) -> list[Finding]:
+def _selection(bam: Bam, selection: Selection, evaluation: Evaluation) -> list[Finding]:
     findings: list[Finding] = []
     tested = {
         _text_of(source): f"evaluation.{role}.{number}"
@@ -98,7 +98,7 @@ def _selection(strategy: str, bam: Bam, selection: Selection, evaluation: Evalua
     }
     for role, sources in (("target", selection.target), ("source", selection.source)):
         findings += _local_revisions(("selection", role), sources)
-        if not sources and strategy == "bam" and bam.merge.weights == "learned":
+        if not sources and bam.merge.weights == "learned":
             message = "expected text to learn the merge weights on, found none; name some that is not in `evaluation`"
             findings.append((("selection", role), message))
         for number, source in enumerate(sources):
@@ -125,7 +125,7 @@ RULES: tuple[tuple[tuple[str, ...], Callable[..., list[Finding]]], ...] = (
     (("strategy", "bam"), _bam),
     (("training",), _max_steps),
     (("evaluation",), _evaluation),
-    (("strategy", "bam", "selection", "evaluation"), _selection),
+    (("bam", "selection", "evaluation"), _selection),
 )
 
 
