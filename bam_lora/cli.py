@@ -131,6 +131,10 @@ def run(
     output: Annotated[Path | None, typer.Option(help="Run directory, if not the recipe's.")] = None,
     overrides: Set_ = None,
     extend: Annotated[bool, typer.Option("--extend", help="Train a finished run on more slices and new data.")] = False,
+    baseline: Annotated[
+        float | None,
+        typer.Option(help="Afterwards, probe on this share of the tokens whether a single run does as well: 0.05."),
+    ] = None,
 ) -> None:
     """Runs a recipe, or goes on where it was stopped.
 
@@ -140,9 +144,16 @@ def run(
     left alone. --extend takes the recipe with a higher bam.slices and more data.target.
     """
     from bam_lora.loop import run as start
-    from bam_lora.report import render_text
+    from bam_lora.report import render_text, write_report
 
-    typer.echo(render_text([start(_load(recipe, overrides, output), extend=extend)], None))
+    wanted = _load(recipe, overrides, output)
+    report = start(wanted, extend=extend)
+    if baseline is not None:
+        from bam_lora.baseline import probe_baseline
+
+        probe_baseline(Path(wanted.output).expanduser().resolve(), wanted, baseline)
+        report = write_report(Path(wanted.output).expanduser())
+    typer.echo(render_text([report], None))
 
 
 @app.command()

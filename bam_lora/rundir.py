@@ -77,6 +77,11 @@ class RunDirectory:
         """Scores of the result with its whole delta scaled."""
         return self.root / "shrink.json"
 
+    @property
+    def baseline(self) -> Path:
+        """What a probe on a share of the tokens said."""
+        return self.root / "baseline.json"
+
     def data(self, part: str) -> Path:
         """Packed rows of one part of the run: "01", and "02" on for extensions."""
         return self.root / "data" / part

@@ -56,6 +56,7 @@ def collect(run: Path) -> dict[str, Any]:
         "summary": summary,
         "iterations": iterations,
         "shrink": _shrink(run, summary),
+        "baseline": read_record(run / "baseline.json"),
         "cost": cost(run, iterations, evaluations),
         "data": plan.get("data"),
         "losses": read_losses(run, planned),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bam_lora.report.format import MISSING, percent, signed, signless
@@ -10,13 +10,24 @@ from bam_lora.report.tables import Cell, Table
 
 Entry = Mapping[str, Any]
 
-# What stands in the report of a run on its own.
-ALONE = (
+_ALONE = (
     "not compared: nothing here says whether another way of training would have forgotten less at the same target "
     "score. To find out: `bam-lora compare RUN OTHER` after `bam-lora shrink OTHER`, where OTHER is a run of another "
     "recipe with the same data and seed; or `bam-lora run RECIPE --baseline 0.05` (a probe on a twentieth of the "
     "tokens)."
 )
+
+
+def alone(reports: Sequence[Mapping[str, Any]]) -> str:
+    """What stands in the report of a run on its own: that nothing was compared, or what a probe said."""
+    probe = reports[0].get("baseline") if len(reports) == 1 else None
+    if probe is None:
+        return _ALONE
+    said = _sentence(probe["envelope"], dict.fromkeys(probe["envelope"]["envelope_runs"], "a single run"))
+    return (
+        f"not compared at full size. A probe on {percent(probe['share'])} of the tokens ({probe['tokens']:,}), in "
+        f"baseline/: {said}"
+    )
 
 
 def envelope_table(comparison: Mapping[str, Any]) -> Table:

@@ -10,7 +10,7 @@ import jinja2
 import yaml
 
 from bam_lora.report import tables
-from bam_lora.report.envelope_text import ALONE, envelope_sentences, envelope_table
+from bam_lora.report.envelope_text import alone, envelope_sentences, envelope_table
 from bam_lora.report.figure import MANY_RUNS
 from bam_lora.report.figures import figures, run_figures
 from bam_lora.report.learned import learned_sections
@@ -38,7 +38,7 @@ def render_html(reports: Sequence[Report], comparison: Mapping[str, Any] | None)
         facts=_facts(reports),
         summary=tables.summary_table(reports),
         pairs=None if comparison is None else tables.pairs_table(comparison),
-        alone=ALONE if comparison is None else None,
+        alone=alone(reports) if comparison is None else None,
         envelope=None if comparison is None else envelope_table(comparison),
         envelope_sentences=[] if comparison is None else envelope_sentences(comparison),
         figures=figures(reports, comparison),

@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bam_lora.report.envelope_text import ALONE, envelope_sentences, envelope_table
+from bam_lora.report.envelope_text import alone, envelope_sentences, envelope_table
 from bam_lora.report.tables import Cell, Table, cost_table, pairs_table, summary_table
 from bam_lora.report.verdict import verdict
 
@@ -26,7 +26,7 @@ def render_text(reports: Sequence[Mapping[str, Any]], comparison: Mapping[str, A
     """
     parts = [_wrapped(verdict(reports, comparison)), _drawn(summary_table(reports))]
     if comparison is None:
-        parts.insert(1, _wrapped(ALONE))
+        parts.insert(1, _wrapped(alone(reports)))
     else:
         parts += [_drawn(pairs_table(comparison)), _drawn(envelope_table(comparison))]
         parts.append("\n".join(_wrapped(sentence) for sentence in envelope_sentences(comparison)))
