@@ -245,7 +245,7 @@ def test_every_group_has_every_key_and_the_page_shows_it(tmp_path: Path) -> None
     assert "bam is beyond the envelope" in page
     text = render_text(comparison["runs"], comparison)
     assert "−0.0700" in text
-    assert "not compared: nothing here says" not in text
+    assert "Not compared: nothing here says" not in text
 
 
 def test_a_run_on_its_own_says_how_to_compare_it(tmp_path: Path) -> None:

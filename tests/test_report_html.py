@@ -143,7 +143,7 @@ def test_an_unfinished_run_has_a_page(tmp_path: Path, done: int) -> None:
     text = render_html([report], None)
     Page(text)
     assert f"Unfinished: {done} of 2 iterations merged." in text
-    assert "not compared: nothing here says" in text
+    assert "Not compared: nothing here says" in text
 
 
 def test_samples_before_and_after(tmp_path: Path) -> None:

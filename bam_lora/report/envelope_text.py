@@ -11,7 +11,7 @@ from bam_lora.report.tables import Cell, Table
 Entry = Mapping[str, Any]
 
 _ALONE = (
-    "not compared: nothing here says whether another way of training would have forgotten less at the same target "
+    "Not compared: nothing here says whether another way of training would have forgotten less at the same target "
     "score. To find out: `bam-lora compare RUN OTHER` after `bam-lora shrink OTHER`, where OTHER is a run of another "
     "recipe with the same data and seed; or `bam-lora run RECIPE --baseline 0.05` (a probe on a twentieth of the "
     "tokens)."
@@ -25,7 +25,7 @@ def alone(reports: Sequence[Mapping[str, Any]]) -> str:
         return _ALONE
     said = _sentence(probe["envelope"], dict.fromkeys(probe["envelope"]["envelope_runs"], "a single run"))
     return (
-        f"not compared at full size. A probe on {percent(probe['share'])} of the tokens ({probe['tokens']:,}), in "
+        f"Not compared at full size. A probe on {percent(probe['share'])} of the tokens ({probe['tokens']:,}), in "
         f"baseline/: {said}"
     )
 
