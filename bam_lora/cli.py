@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import os
-import shlex
 import sys
-import traceback
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from bam_lora.errors import Interrupted, UserError, first_line
-from bam_lora.quiet import quiet
+from bam_lora.cli_errors import VERBOSE, command
+from bam_lora.errors import UserError
 
 app = typer.Typer(
     name="bam-lora",
@@ -32,55 +28,13 @@ app = typer.Typer(
     "the traceback of an error and the libraries' own messages.",
 )
 
-_VERBOSE = "BAM_LORA_VERBOSE"
-_LESS = (
-    "In a new run lower training.per_device_train_batch_size (and raise gradient_accumulation_steps), "
-    "data.sequence_length or lora.r, or set training.checkpointing; for scoring lower evaluation.batch_size"
-)
-
 
 def main() -> None:
     """Entry point of the `bam-lora` script."""
     if "--verbose" in sys.argv:
         sys.argv.remove("--verbose")
-        os.environ[_VERBOSE] = "1"
+        os.environ[VERBOSE] = "1"
     app()
-
-
-def _command(function: Callable[..., None]) -> Callable[..., None]:
-    """Turns what a command raises into one line and the exit status of the contract."""
-
-    @functools.wraps(function)
-    def guarded(*args: Any, **kwargs: Any) -> None:
-        quiet(verbose=_VERBOSE in os.environ)
-        try:
-            function(*args, **kwargs)
-        except UserError as error:
-            _fail(str(error), 1)
-        except KeyboardInterrupt as interrupt:
-            _fail(_interrupted(interrupt), 130)
-        except OSError as error:
-            what = error.strerror or first_line(error)
-            _fail(f"{error.filename or 'the system'}: {what}. Put that right and start again", 1)
-        except (MemoryError, RuntimeError) as error:
-            if not isinstance(error, MemoryError) and type(error).__name__ != "OutOfMemoryError":
-                raise
-            _fail(f"out of memory: {str(error).splitlines()[0] if str(error) else 'the system gave none'}. {_LESS}", 1)
-
-    return guarded
-
-
-def _fail(message: str, status: int) -> None:
-    if os.environ.get(_VERBOSE):
-        traceback.print_exc()
-    typer.echo(f"error: {message}" if status == 1 else message, err=True)
-    raise typer.Exit(status) from None
-
-
-def _interrupted(interrupt: KeyboardInterrupt) -> str:
-    again = shlex.join(["bam-lora", *sys.argv[1:]])
-    kept = f"stopped by {interrupt}" if isinstance(interrupt, Interrupted) and interrupt.args[0] else "interrupted"
-    return f"{kept}; what is finished is kept. Go on with: {again}"
 
 
 Recipe_ = Annotated[Path, typer.Argument(help="Recipe in YAML (docs/recipe.md).", metavar="RECIPE")]
@@ -92,7 +46,7 @@ Set_ = Annotated[
 
 
 @app.command()
-@_command
+@command
 def quickstart(
     output: Annotated[Path, typer.Option(help="Folder for the runs and the report.")] = Path("quickstart"),
     language: Annotated[str, typer.Option(help="Language to teach: german or bulgarian.")] = "german",
@@ -108,7 +62,7 @@ def quickstart(
 
 
 @app.command()
-@_command
+@command
 def check(
     recipe: Recipe_,
     output: Annotated[Path | None, typer.Option(help="Run directory, if not the recipe's.")] = None,
@@ -125,7 +79,7 @@ def check(
 
 
 @app.command()
-@_command
+@command
 def run(
     recipe: Recipe_,
     output: Annotated[Path | None, typer.Option(help="Run directory, if not the recipe's.")] = None,
@@ -157,7 +111,7 @@ def run(
 
 
 @app.command()
-@_command
+@command
 def status(run_directory: Run_) -> None:
     """Where a run is and what is left."""
     from bam_lora.status import describe_run
@@ -177,7 +131,7 @@ AnyBase_ = Annotated[bool, typer.Option("--any-base", help="Allow adapters that 
 
 
 @app.command()
-@_command
+@command
 def merge(
     adapter: Adapters_,
     output: Annotated[Path, typer.Option(help="New folder for the merged adapter.")],
@@ -198,7 +152,7 @@ def merge(
 
 
 @app.command()
-@_command
+@command
 def fold(
     base: Annotated[str, typer.Option(help="Full-precision model: folder or Hub id.")],
     adapter: Adapters_,
@@ -222,7 +176,7 @@ def fold(
 
 
 @app.command(name="eval")
-@_command
+@command
 def evaluate(
     model: Annotated[str, typer.Argument(help="Model folder, Hub id or finished run.", metavar="MODEL")],
     target: Annotated[list[str] | None, typer.Option(help="Text in the language learned. May be repeated.")] = None,
@@ -249,7 +203,7 @@ def evaluate(
 
 
 @app.command()
-@_command
+@command
 def compare(
     runs: Annotated[list[Path], typer.Argument(help="Run directories, two or more.", metavar="RUN RUN...")],
     output: Annotated[Path | None, typer.Option(help="Also write the comparison as JSON.")] = None,
@@ -271,7 +225,7 @@ def compare(
 
 
 @app.command()
-@_command
+@command
 def report(run_directory: Run_) -> None:
     """Writes report.json and report.html of a run, finished or not, and prints the table."""
     from bam_lora.report import render_text, write_report
@@ -281,7 +235,7 @@ def report(run_directory: Run_) -> None:
 
 
 @app.command()
-@_command
+@command
 def shrink(
     run_directory: Run_,
     scale: Annotated[
@@ -302,7 +256,7 @@ def shrink(
 
 
 @app.command()
-@_command
+@command
 def schema() -> None:
     """Prints the recipe's JSON schema, for editors."""
     from bam_lora.recipe import recipe_schema

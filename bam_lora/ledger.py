@@ -21,6 +21,7 @@ import torch
 from bam_lora.adapters import Adapter, Factors
 from bam_lora.errors import UserError
 from bam_lora.ledger_history import FORMAT, file_record, history_files, history_key, moved, verify_files
+from bam_lora.ledger_view import LedgerView
 from bam_lora.merge_methods import Coefficients, gram, stack
 from bam_lora.safetensors_stream import read_header, read_tensor, write_tensors
 from bam_lora.store import inside, link_or_copy, new_folder, read_record, write_record
@@ -275,31 +276,6 @@ class Ledger:
             if snapshot and name in self._snapshot_names(snapshot["path"]):
                 return position, snapshot["path"]
         return 0, None
-
-
-class LedgerView:
-    """A ledger at one iteration, its own part scaled."""
-
-    def __init__(self, ledger: Ledger, upto: int, scale: float = 1.0) -> None:
-        self.ledger = ledger
-        self.upto = upto
-        self.scale = scale
-
-    def names(self) -> list[str]:
-        """See `Ledger.names`."""
-        return self.ledger.names(self.upto)
-
-    def shape(self, name: str) -> tuple[int, int]:
-        """See `Ledger.shape`."""
-        return self.ledger.shape(name, self.upto)
-
-    def stacked(self, name: str) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """See `Ledger.stacked`."""
-        return self.ledger.stacked(name, self.upto, self.scale)
-
-    def start_value(self, name: str) -> torch.Tensor | None:
-        """See `Ledger.start_value`."""
-        return self.ledger.start_value(name, self.upto)
 
 
 def write_snapshot(root: Path, iteration: int, tensors: Mapping[str, torch.Tensor]) -> str:

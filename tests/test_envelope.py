@@ -252,6 +252,6 @@ def test_a_run_on_its_own_says_how_to_compare_it(tmp_path: Path) -> None:
     report = collect(bam(tmp_path / "bam"))
     text = " ".join(render_text([report], None).split())
     for shown in (text, render_html([report], None)):
-        assert "not compared: " in shown
+        assert "Not compared: " in shown
         assert "`bam-lora compare RUN OTHER` after `bam-lora shrink OTHER`" in shown
         assert "`bam-lora run RECIPE --baseline 0.05`" in shown

@@ -1,0 +1,58 @@
+"""What a command raises, as one line and the exit status of the contract."""
+
+from __future__ import annotations
+
+import functools
+import os
+import shlex
+import sys
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import typer
+
+from bam_lora.errors import Interrupted, UserError, first_line
+from bam_lora.quiet import quiet
+
+VERBOSE = "BAM_LORA_VERBOSE"
+_LESS = (
+    "In a new run lower training.per_device_train_batch_size (and raise gradient_accumulation_steps), "
+    "data.sequence_length or lora.r, or set training.checkpointing; for scoring lower evaluation.batch_size"
+)
+
+
+def command(function: Callable[..., None]) -> Callable[..., None]:
+    """Turns what a command raises into one line and the exit status of the contract."""
+
+    @functools.wraps(function)
+    def guarded(*args: Any, **kwargs: Any) -> None:
+        quiet(verbose=VERBOSE in os.environ)
+        try:
+            function(*args, **kwargs)
+        except UserError as error:
+            _fail(str(error), 1)
+        except KeyboardInterrupt as interrupt:
+            _fail(_interrupted(interrupt), 130)
+        except OSError as error:
+            what = error.strerror or first_line(error)
+            _fail(f"{error.filename or 'the system'}: {what}. Put that right and start again", 1)
+        except (MemoryError, RuntimeError) as error:
+            if not isinstance(error, MemoryError) and type(error).__name__ != "OutOfMemoryError":
+                raise
+            _fail(f"out of memory: {str(error).splitlines()[0] if str(error) else 'the system gave none'}. {_LESS}", 1)
+
+    return guarded
+
+
+def _fail(message: str, status: int) -> None:
+    if os.environ.get(VERBOSE):
+        traceback.print_exc()
+    typer.echo(f"error: {message}" if status == 1 else message, err=True)
+    raise typer.Exit(status) from None
+
+
+def _interrupted(interrupt: KeyboardInterrupt) -> str:
+    again = shlex.join(["bam-lora", *sys.argv[1:]])
+    kept = f"stopped by {interrupt}" if isinstance(interrupt, Interrupted) and interrupt.args[0] else "interrupted"
+    return f"{kept}; what is finished is kept. Go on with: {again}"

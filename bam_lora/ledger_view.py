@@ -1,0 +1,35 @@
+"""A ledger's state at one iteration, as folding takes it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+    from bam_lora.ledger import Ledger
+
+
+class LedgerView:
+    """A ledger at one iteration, its own part scaled."""
+
+    def __init__(self, ledger: Ledger, upto: int, scale: float = 1.0) -> None:
+        self.ledger = ledger
+        self.upto = upto
+        self.scale = scale
+
+    def names(self) -> list[str]:
+        """See `Ledger.names`."""
+        return self.ledger.names(self.upto)
+
+    def shape(self, name: str) -> tuple[int, int]:
+        """See `Ledger.shape`."""
+        return self.ledger.shape(name, self.upto)
+
+    def stacked(self, name: str) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """See `Ledger.stacked`."""
+        return self.ledger.stacked(name, self.upto, self.scale)
+
+    def start_value(self, name: str) -> torch.Tensor | None:
+        """See `Ledger.start_value`."""
+        return self.ledger.start_value(name, self.upto)
