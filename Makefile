@@ -15,7 +15,7 @@ help:
 	@echo "make format       put the format right"
 	@echo "make docs         regenerate the recipe reference, docs/recipe.md"
 	@echo "make bench        the benchmark on real text (BAM_LORA_BENCH_DATA=folder with data/ and models/)"
-	@echo "make bench-forgetting  learning against forgetting, ours and its rivals (HOURS=6; SUBSET=quick: half an hour)"
+	@echo "make bench-forgetting  learning against forgetting, ours and its rivals (HOURS=6 JOBS=1; SUBSET=quick: half an hour)"
 	@echo "make test-slow    the tests that take minutes"
 
 setup: $(READY)
@@ -52,8 +52,9 @@ bench: $(READY)
 	$(BIN)/python benchmarks/real_text/run.py
 
 HOURS ?= 6
+JOBS ?= 1
 bench-forgetting: $(READY)
-	$(BIN)/python benchmarks/forgetting/run.py --hours $(HOURS) $(if $(SUBSET),--subset $(SUBSET))
+	$(BIN)/python benchmarks/forgetting/run.py --hours $(HOURS) --jobs $(JOBS) $(if $(SUBSET),--subset $(SUBSET))
 
 clean:
 	rm -rf .venv quickstart

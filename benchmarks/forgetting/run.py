@@ -17,6 +17,7 @@ import os
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=ROOT / "runs" / "forgetting")
     parser.add_argument("--subset", help="a subset named in grid.yaml, such as quick")
     parser.add_argument("--hours", type=float, default=6.0, help="start no run after so many hours")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, the cores shared out among them")
     parser.add_argument("--report", action="store_true", help="run nothing; report what is finished")
     parser.add_argument("--allow-dirty", action="store_true", help="measure a tree with uncommitted changes")
     options = parser.parse_args()
@@ -60,12 +62,17 @@ def main() -> None:
     provenance = provenance_of(options.allow_dirty)
     grid = yaml.safe_load((HERE / "grid.yaml").read_text(encoding="utf-8"))
     cells = cells_of(grid, options.subset)
-    started = time.monotonic()
-    for number, cell in enumerate(cells, start=1):
-        if options.report or time.monotonic() - started > options.hours * 3600:
-            break
-        print(f"== {number}/{len(cells)}: {cell.regime}, {cell.arm}, seed {cell.seed}", flush=True)
-        carry_out(cell, options.output)
+    deadline = time.monotonic() + options.hours * 3600
+    threads = str(max(1, len(os.sched_getaffinity(0)) // options.jobs))
+
+    def work(numbered: tuple[int, Cell]) -> None:
+        number, cell = numbered
+        if not options.report and time.monotonic() < deadline:
+            print(f"== {number}/{len(cells)}: {cell.regime}, {cell.arm}, seed {cell.seed}", flush=True)
+            carry_out(cell, options.output, threads)
+
+    with ThreadPoolExecutor(options.jobs) as pool:
+        list(pool.map(work, enumerate(cells, start=1)))
     finished = [cell for cell in cells if is_finished(cell, options.output)]
     print(f"{len(finished)} of {len(cells)} runs are finished")
     if finished:
@@ -97,18 +104,22 @@ def cells_of(grid: dict[str, Any], subset: str | None) -> list[Cell]:
     ]
 
 
-def carry_out(cell: Cell, output: Path) -> None:
-    """Runs one cell and its curve, or finds them done."""
+def carry_out(cell: Cell, output: Path, threads: str) -> None:
+    """Runs one cell and its curve, or finds them done; what it says goes to a log beside its folder."""
     folder = cell.folder(output)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    environ = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ, "OMP_NUM_THREADS": threads}
     settings = {**cell.settings, "seed": cell.seed}
     sets = [part for key, value in settings.items() for part in ("--set", f"{key}={json.dumps(value)}")]
-    bam_lora("run", str(HERE / "recipe.yaml"), "--output", str(folder), *sets)
+    commands = [["run", str(HERE / "recipe.yaml"), "--output", str(folder), *sets]]
     if cell.scales:
-        bam_lora("shrink", str(folder), *(part for scale in cell.scales for part in ("--scale", str(scale))))
-
-
-def bam_lora(*arguments: str) -> None:
-    subprocess.run([sys.executable, "-m", "bam_lora", *arguments], check=True, stdout=subprocess.DEVNULL)
+        scales = [part for scale in cell.scales for part in ("--scale", str(scale))]
+        commands.append(["shrink", str(folder), *scales])
+    with folder.with_suffix(".log").open("a") as log:
+        for command in commands:
+            status = subprocess.call([sys.executable, "-m", "bam_lora", *command], stdout=log, stderr=log, env=environ)
+            if status:
+                sys.exit(f"error: {folder}: exit status {status}; see {log.name}")
 
 
 def is_finished(cell: Cell, output: Path) -> bool:
@@ -151,6 +162,8 @@ def summary(cell: Cell, output: Path) -> dict[str, Any]:
         "seconds_by_stage": report["cost"]["seconds_by_stage"],
         "train_tokens": report["cost"]["train_tokens"],
         "peak_rss_bytes": report["cost"]["peak_rss_bytes"],
+        "commit": report["environment"]["commit"],
+        "threads": report["environment"]["threads"],
         "curve": [
             {key: point[key] for key in ("label", "scale", "target", "source")} for point in report["shrink"] or []
         ],
