@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from bam_lora.base import Loading, device
-from bam_lora.branch_callbacks import CheckpointSeal, FiniteGuard, MetricsLog, StepReport, StopOnRequest
+from bam_lora.branch_callbacks import CheckpointSeal, FiniteGuard, KeepAdapters, MetricsLog, StepReport, StopOnRequest
 from bam_lora.errors import Interrupted, UserError, first_line
 from bam_lora.interrupt import StopRequest
 from bam_lora.machine import peak_memory
@@ -23,6 +23,7 @@ from bam_lora.views import assert_not_repacked, branch_view, count_linear_module
 ADAPTER = "adapter"
 CHECKPOINTS = "checkpoints"
 METRICS = "metrics.jsonl"
+TRAJECTORY = "trajectory"
 OnStep = Callable[[int, float | None], None]
 _FULL_BYTES = 1 << 20
 
@@ -51,6 +52,7 @@ class BranchJob:
     adapter: AdapterSettings
     arguments: Mapping[str, Any]
     base_name: str
+    keep_checkpoints: bool = False
 
 
 def train_branch(
@@ -92,6 +94,8 @@ def train_branch(
         StopOnRequest(stop),
         StepReport(on_step, metrics),
     ]
+    if job.keep_checkpoints:
+        callbacks.append(KeepAdapters(folder / TRAJECTORY, lambda model, place: _save_adapter(model, place, job)))
     trainer = _trainer(branch_view(model), how, tokenizer, rows, job, folder / CHECKPOINTS, callbacks)
     with _clear_when_full(folder), _no_input_casting(trainer):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -213,6 +217,7 @@ def _trainer(
 def _save_adapter(model: Any, folder: Path, job: BranchJob) -> None:
     """Writes the adapter as PEFT does, its config in a fixed order and naming the base the user named."""
     shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
     model.save_pretrained(str(folder), safe_serialization=True)
     (folder / "README.md").unlink(missing_ok=True)  # an empty model card
     path = folder / "adapter_config.json"

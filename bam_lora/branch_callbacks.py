@@ -14,7 +14,7 @@ from transformers import TrainerCallback
 
 from bam_lora.errors import UserError
 from bam_lora.interrupt import StopRequest
-from bam_lora.store import digest, fsync_path, seal
+from bam_lora.store import digest, fsync_path, new_folder, seal
 
 
 class FiniteGuard(TrainerCallback):  # type: ignore[misc]
@@ -99,6 +99,19 @@ class CheckpointSeal(TrainerCallback):  # type: ignore[misc]
         for path in folder.rglob("*"):
             fsync_path(path)
         seal(folder, digest([self.key, state.global_step]))
+
+
+class KeepAdapters(TrainerCallback):  # type: ignore[misc]
+    """Keeps the adapter as it is at every checkpoint, for scoring; the checkpoints themselves go."""
+
+    def __init__(self, folder: Path, save: Callable[[Any, Path], None]) -> None:
+        self.folder = folder
+        self.save = save
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Writes it whole or not at all."""
+        with new_folder(self.folder / f"step-{state.global_step:06}") as folder:
+            self.save(kwargs["model"], folder)
 
 
 class StopOnRequest(TrainerCallback):  # type: ignore[misc]

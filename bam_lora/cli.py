@@ -241,6 +241,10 @@ def shrink(
     scale: Annotated[
         list[float] | None, typer.Option(help="A value of λ. May be repeated. Default: 0.2, 0.35, 0.5, 0.65, 0.8, 0.9.")
     ] = None,
+    checkpoints: Annotated[
+        bool,
+        typer.Option("--checkpoints", help="Also the checkpoints of a single run (keep.checkpoints), and their EMA."),
+    ] = False,
 ) -> None:
     """Scores λ·ΔW of a finished run for a curve of λ: what forgetting costs at every size of the change.
 
@@ -251,7 +255,7 @@ def shrink(
     from bam_lora.shrink import SCALES
     from bam_lora.shrink import shrink as score_scales
 
-    score_scales(run_directory, scale or SCALES)
+    score_scales(run_directory, scale or SCALES, checkpoints=checkpoints)
     typer.echo(render_text([write_report(run_directory)], None))
 
 

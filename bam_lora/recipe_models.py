@@ -206,6 +206,10 @@ class Keep(Section):
         description="The iterations' folded models: only the newest, all, or none once the result is written. "
         "Any of them can be rebuilt.",
     )
+    checkpoints: bool = Field(
+        default=False,
+        description="Keep the adapter of every checkpoint inside a branch, for `bam-lora shrink --checkpoints`.",
+    )
 
 
 class Recipe(Section):

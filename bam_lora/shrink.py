@@ -1,4 +1,4 @@
-"""What a finished run's delta is worth at other sizes: the scores of λ·ΔW for a curve of λ.
+"""What a finished run's delta is worth at other sizes: the scores of λ·ΔW for a curve of λ, and of its checkpoints.
 
 Nothing is trained. Each model is folded from the original weights, scored at the precision of the run's own scores, and
 deleted, so every point compares with every other score of the run.
@@ -11,12 +11,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from bam_lora.adapters import Adapter
 from bam_lora.base import Loading, context_length, find_base, load_model, load_tokenizer
+from bam_lora.branch import TRAJECTORY
 from bam_lora.errors import UserError
 from bam_lora.fold_shard import Changes
 from bam_lora.folding import fold_into
 from bam_lora.interrupt import StopRequest, stop_on_signals
 from bam_lora.ledger import Ledger
+from bam_lora.ledger_view import LedgerView
+from bam_lora.merge import MergedAdapters
 from bam_lora.progress import RunProgress
 from bam_lora.quiet import quiet, quiet_libraries
 from bam_lora.recipe import load_recipe
@@ -27,15 +33,23 @@ from bam_lora.scoring_sets import evaluation_windows
 from bam_lora.store import digest, read_record, require_space, write_record
 
 SCALES = (0.2, 0.35, 0.5, 0.65, 0.8, 0.9)
+DECAYS = (0.5, 0.7, 0.9)
 _FORMAT = 1
 
 
-def shrink(run: str | Path, scales: Sequence[float] = SCALES, *, progress: RunProgress | None = None) -> dict[str, Any]:
+def shrink(
+    run: str | Path,
+    scales: Sequence[float] = SCALES,
+    *,
+    checkpoints: bool = False,
+    progress: RunProgress | None = None,
+) -> dict[str, Any]:
     """Scores a finished run's model with its whole delta scaled; points that are there already are kept.
 
     Args:
         run: Run directory.
         scales: Values of λ; 0 is the base and 1 the result, which the run has scored itself.
+        checkpoints: Score the checkpoints of a run of one branch too, and exponential moving averages of their deltas.
         progress: Where progress is shown; None shows it on stderr.
 
     Returns:
@@ -56,7 +70,50 @@ def shrink(run: str | Path, scales: Sequence[float] = SCALES, *, progress: RunPr
         for scale in sorted(set(scales)):
             point = {"kind": "shrink", "label": f"{scale:g}", "scale": scale}
             scorer.score(point, scorer.ledger.view(scale=scale), digest([scorer.ledger.key(), scale]))
+        if checkpoints:
+            _score_checkpoints(scorer)
         return scorer.record
+
+
+def _score_checkpoints(scorer: _Scorer) -> None:
+    root = scorer.directory.root
+    branches = [adapter["path"] for entry in scorer.ledger.iterations for adapter in entry["adapters"]]
+    kept = sorted((scorer.directory.branch(1, 1) / TRAJECTORY).glob("step-*"))
+    if len(branches) != 1 or not kept:
+        raise UserError.of(
+            f"checkpoints of {root}",
+            expected="a run of one branch that kept them",
+            found=f"{len(branches)} branches" if len(branches) != 1 else "none kept",
+            remedy="Run `strategy: single` with `keep.checkpoints: true` and a training.save_steps to match",
+        )
+    adapters = [*(Adapter.open(folder) for folder in kept), Adapter.open(root / branches[0])]
+    steps = [int(folder.name.removeprefix("step-")) for folder in kept]
+    for step, adapter in zip(steps, adapters, strict=False):
+        scorer.score_adapters({"kind": "checkpoint", "label": f"step {step}", "scale": None}, [adapter], [1.0])
+    for decay in DECAYS:
+        shares = [decay ** (len(adapters) - 1 - place) for place in range(len(adapters))]
+        weights = [share / sum(shares) for share in shares]
+        scorer.score_adapters({"kind": "ema", "label": f"{decay:g}", "scale": None}, adapters, weights)
+
+
+class _Sum:
+    """What a run started from, plus merged adapters, as changes to fold."""
+
+    def __init__(self, start: LedgerView, merged: MergedAdapters) -> None:
+        self.start, self.merged = start, merged
+
+    def names(self) -> list[str]:
+        return sorted({*self.start.names(), *self.merged.names()})
+
+    def shape(self, name: str) -> tuple[int, int]:
+        return (self.merged if name in self.merged.names() else self.start).shape(name)
+
+    def stacked(self, name: str) -> tuple[torch.Tensor, torch.Tensor] | None:
+        parts = [part for part in (self.start.stacked(name), self.merged.stacked(name)) if part is not None]
+        return (torch.cat([B for B, _ in parts], dim=1), torch.cat([A for _, A in parts])) if parts else None
+
+    def start_value(self, name: str) -> torch.Tensor | None:
+        return self.start.start_value(name)
 
 
 class _Scorer:
@@ -127,6 +184,11 @@ class _Scorer:
             + " bits per byte"
         )
         points = [*self.record["points"], {**point, "delta_norm": facts["delta_norm"], "scores": scores["scores"]}]
-        points.sort(key=lambda one: (one["kind"], one["scale"]))
+        points.sort(key=lambda one: (one["kind"], one["scale"] or 0.0))  # of one kind without λ: in their order
         self.record = {**self.record, "points": points}
         write_record(self.directory.shrink, self.key, self.record)
+
+    def score_adapters(self, point: dict[str, Any], adapters: Sequence[Adapter], weights: Sequence[float]) -> None:
+        """Scores the weighted sum of adapters on what the run started from."""
+        key = digest([self.ledger.key(0), [adapter.hashes() for adapter in adapters], list(weights)])
+        self.score(point, _Sum(self.ledger.view(0), MergedAdapters(adapters, weights)), key)

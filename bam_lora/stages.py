@@ -118,6 +118,7 @@ def train(context: Context, branch: BranchPlan, tokens_before: int) -> None:
                 "warmup_steps": warmup_steps(recipe.training.warmup_steps, branch),
             },
             base_name=context.original.name,
+            keep_checkpoints=recipe.keep.checkpoints,
         )
 
         def on_step(step: int, loss: float | None) -> None:

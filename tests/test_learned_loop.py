@@ -161,3 +161,26 @@ def test_selection_is_asked_for_and_kept_apart(tiny_base: Path, files: Path) -> 
                 and {"target": values["evaluation"]["target"], "source": values["selection"]["source"]},
             }
         )
+
+
+def test_checkpoints_and_their_average_are_scored(tiny_base: Path, files: Path, tmp_path: Path) -> None:
+    values = recipe(tiny_base, files).resolved()
+    values |= {"strategy": "single", "keep": {"checkpoints": True}, "training": {**values["training"], "save_steps": 3}}
+    values["bam"]["merge"]["weights"] = "uniform"
+    report = run(recipe_from_dict(values), tmp_path / "run")
+    steps = report["iterations"][0]["branches"][0]["steps"]
+    kept = sorted(path.name for path in (tmp_path / "run/iterations/01/branch-1/trajectory").iterdir())
+    assert kept == [f"step-{step:06}" for step in range(3, steps, 3)]
+    assert len(kept) > 1
+    points = shrink(tmp_path / "run", [0.5], checkpoints=True)["points"]
+    kinds = [(point["kind"], point["label"]) for point in points]
+    averages = [("ema", label) for label in ("0.5", "0.7", "0.9")]
+    assert kinds == [*(("checkpoint", f"step {step}") for step in range(3, steps, 3)), *averages, ("shrink", "0.5")]
+    norms = [point["delta_norm"] for point in points if point["kind"] == "checkpoint"]
+    assert norms == sorted(norms)  # a delta grows from zero
+    assert collect(tmp_path / "run")["shrink"][0]["label"] == "step 3"
+
+
+def test_checkpoints_of_several_branches_are_no_curve(finished: Path) -> None:
+    with pytest.raises(UserError, match="expected a run of one branch that kept them, found 6 branches"):
+        shrink(finished, [], checkpoints=True)

@@ -42,6 +42,7 @@ class Cell:
     seed: int
     settings: dict[str, Any]
     scales: list[float]
+    checkpoints: bool
 
     def folder(self, output: Path) -> Path:
         """Its run directory."""
@@ -95,13 +96,19 @@ def cells_of(grid: dict[str, Any], subset: str | None) -> list[Cell]:
         sys.exit(f"error: --subset: expected one of {', '.join(grid['subsets'])}, found {subset}")
     chosen = grid["subsets"][subset] if subset else {}
     return [
-        Cell(regime, name, seed, {**settings, **arm["set"]}, arm.get("shrink", []))
+        cell(regime, name, seed, settings, arm)
         for regime, settings in grid["regimes"].items()
         if regime in chosen.get("regimes", grid["regimes"])
         for seed in chosen.get("seeds", grid["seeds"])
         for name, arm in grid["arms"].items()
         if name in chosen.get("arms", grid["arms"]) and regime in arm.get("regimes", grid["regimes"])
     ]
+
+
+def cell(regime: str, name: str, seed: int, settings: dict[str, Any], arm: dict[str, Any]) -> Cell:
+    checkpoints = arm.get("checkpoints", False)
+    kept = {"keep.checkpoints": True} if checkpoints else {}
+    return Cell(regime, name, seed, {**settings, **arm["set"], **kept}, arm.get("shrink", []), checkpoints)
 
 
 def carry_out(cell: Cell, output: Path, threads: str) -> None:
@@ -114,7 +121,7 @@ def carry_out(cell: Cell, output: Path, threads: str) -> None:
     commands = [["run", str(HERE / "recipe.yaml"), "--output", str(folder), *sets]]
     if cell.scales:
         scales = [part for scale in cell.scales for part in ("--scale", str(scale))]
-        commands.append(["shrink", str(folder), *scales])
+        commands.append(["shrink", str(folder), *scales, *(["--checkpoints"] if cell.checkpoints else [])])
     with folder.with_suffix(".log").open("a") as log:
         for command in commands:
             status = subprocess.call([sys.executable, "-m", "bam_lora", *command], stdout=log, stderr=log, env=environ)
