@@ -17,14 +17,26 @@ from bam_lora.merge_methods import Coefficients
 
 
 @dataclass(frozen=True)
+class Basis:
+    """Where one branch's singular directions lie among the rows of its A: all that M is made from, r × r."""
+
+    span_rr: torch.Tensor  # A_ri = span_rr · (orthonormal rows)
+    directions_rr: torch.Tensor  # right singular directions in those orthonormal rows
+
+    def matrix(self, coefficients_r: torch.Tensor) -> torch.Tensor:
+        """M_rr such that scaling · B · M · A is the delta with each direction times its coefficient."""
+        chosen = self.directions_rr.T @ (coefficients_r.double()[:, None] * self.directions_rr)
+        return self.span_rr @ chosen @ torch.linalg.pinv(self.span_rr)
+
+
+@dataclass(frozen=True)
 class Directions:
-    """One branch's delta by its singular directions, largest first: ΔW_oi = left_or · diag(S) · right_ri."""
+    """One branch's delta by its singular directions, largest first: ΔW_oi = left_or · diag(values_r) · right_ri."""
 
     left_or: torch.Tensor
     values: torch.Tensor
     right_ri: torch.Tensor
-    _span_rr: torch.Tensor  # A_ri = span_rr · (orthonormal rows)
-    _basis_rr: torch.Tensor
+    basis: Basis
 
     @classmethod
     def of(cls, factors: Factors) -> Directions:
@@ -32,12 +44,7 @@ class Directions:
         orthonormal_ir, upper_rr = torch.linalg.qr(factors.A_ri.double().T)
         thin_or = factors.scaling * factors.B_or.double() @ upper_rr.T
         left, values, basis = torch.linalg.svd(thin_or, full_matrices=False)
-        return cls(left, values, basis @ orthonormal_ir.T, upper_rr.T, basis)
-
-    def matrix(self, coefficients_r: torch.Tensor) -> torch.Tensor:
-        """M_rr such that scaling · B · M · A is the delta with each direction times its coefficient."""
-        chosen = self._basis_rr.T @ (coefficients_r.double()[:, None] * self._basis_rr)
-        return self._span_rr @ chosen @ torch.linalg.pinv(self._span_rr)
+        return cls(left, values, basis @ orthonormal_ir.T, Basis(upper_rr.T, basis))
 
 
 def group_of_directions(rank: int, groups: int) -> torch.Tensor:
@@ -60,10 +67,10 @@ class TrainableDelta:
         present = [(k, Directions.of(factor)) for k, factor in enumerate(factors) if factor is not None]
         self.count = len(factors)
         self.index = [k for k, _ in present]
-        self.directions = [found for _, found in present]
-        self.groups = [group_of_directions(len(found.values), groups).to(where) for found in self.directions]
-        self.right_Ri = torch.cat([found.right_ri for found in self.directions]).to(where, dtype)
-        self.left_oR = torch.cat([found.left_or * found.values for found in self.directions], dim=1).to(where, dtype)
+        self.bases = [found.basis for _, found in present]
+        self.groups = [group_of_directions(len(found.values), groups).to(where) for _, found in present]
+        self.right_Ri = torch.cat([found.right_ri for _, found in present]).to(where, dtype)
+        self.left_oR = torch.cat([found.left_or * found.values for _, found in present], dim=1).to(where, dtype)
         self.coefficients = [
             torch.full((int(group.max()) + 1,), float(start[k]), device=where, requires_grad=True)
             for k, group in zip(self.index, self.groups, strict=True)
@@ -91,7 +98,7 @@ class TrainableDelta:
         if all(len(coefficient) == 1 for coefficient in self.coefficients):
             return Coefficients.scalar([0.0 if value is None else value[0] for value in self.values()])
         blocks = [
-            found.matrix(coefficient.detach().cpu()[group.cpu()])
-            for found, coefficient, group in zip(self.directions, self.coefficients, self.groups, strict=True)
+            basis.matrix(coefficient.detach().cpu()[group.cpu()])
+            for basis, coefficient, group in zip(self.bases, self.coefficients, self.groups, strict=True)
         ]
         return Coefficients("matrix", torch.block_diag(*blocks))

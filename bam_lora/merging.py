@@ -17,6 +17,10 @@ from bam_lora.plan import IterationPlan, derive_seed
 from bam_lora.stages import Context
 from bam_lora.store import digest, read_record, write_record
 
+# Frozen adapters in 16 bits that take no more memory than training one does (weights, gradients, two averages of Adam,
+# 4 bytes each).
+_ROOM = 8
+
 
 def merge(context: Context, iteration: IterationPlan) -> None:
     """Merges the branches' deltas and enters them into the ledger, unless that is done."""
@@ -38,7 +42,7 @@ def merge(context: Context, iteration: IterationPlan) -> None:
     merged = MergedAdapters(adapters, weights, wanted["method"])
     learned: dict[str, Any] = {}
     if wanted["weights"] == "learned":
-        folders += _past(context, number) if wanted["learned"]["scope"] == "run" else []
+        folders += _past(context, number, len(adapters)) if wanted["learned"]["scope"] == "run" else []
         adapters = [Adapter.open(folder) for folder in folders]
         coefficients, learned["learned"] = learned_coefficients(context, iteration, adapters, weights)
     else:
@@ -56,10 +60,12 @@ def merge(context: Context, iteration: IterationPlan) -> None:
     write_record(path, key, {**record, **merge_statistics(adapters, coefficients, len(weights)), **learned})
 
 
-def _past(context: Context, number: int) -> list[Path]:
-    """The adapters of the run's earlier iterations."""
-    earlier = context.plan.iterations[: number - 1]
-    return [context.directory.branch(b.iteration, b.branch) / ADAPTER for one in earlier for b in one.branches]
+def _past(context: Context, number: int, own: int) -> list[Path]:
+    """The adapters of the run's earlier iterations, the newest first, as many as there is room for."""
+    earlier = [branch for one in context.plan.iterations[: number - 1] for branch in one.branches]
+    earlier.sort(key=lambda branch: (-branch.iteration, branch.branch))
+    folders = [context.directory.branch(branch.iteration, branch.branch) / ADAPTER for branch in earlier]
+    return folders[: max(0, _ROOM - own)]
 
 
 def learned_coefficients(

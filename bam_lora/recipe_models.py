@@ -40,8 +40,8 @@ class LearnedWeights(Section):
     )
     scope: Literal["iteration", "run"] = Field(
         default="run",
-        description="`iteration`: the weights of the branches being merged; `run`: also corrections to those of all "
-        "earlier iterations.",
+        description="`iteration`: the weights of the branches being merged; `run`: also corrections to those of "
+        "earlier iterations, the newest first, up to eight branches in all.",
     )
     groups: int = Field(
         default=7,

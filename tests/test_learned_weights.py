@@ -42,7 +42,7 @@ def reference(found: Factors, coefficients: torch.Tensor) -> torch.Tensor:
 def test_scaled_directions_are_those_of_the_dense_delta(o: int, i: int, r: int) -> None:
     found = factors(o, i, r, seed=o + i + r)
     chosen = torch.linspace(-1, 2, r, dtype=torch.float64)
-    M = Directions.of(found).matrix(chosen)
+    M = Directions.of(found).basis.matrix(chosen)
     made = found.scaling * found.B_or.double() @ M @ found.A_ri.double()
     expected = reference(found, chosen)
     assert torch.linalg.norm(made - expected) / torch.linalg.norm(expected) < 1e-10
@@ -50,9 +50,9 @@ def test_scaled_directions_are_those_of_the_dense_delta(o: int, i: int, r: int) 
 
 def test_an_adapter_that_learned_nothing_or_less_than_its_rank_is_no_special_case() -> None:
     nothing = Factors(A_ri=gaussian(4, 16, seed=1), B_or=torch.zeros(8, 4), scaling=2.0)
-    assert torch.count_nonzero(nothing.B_or.double() @ Directions.of(nothing).matrix(torch.full((4,), 3.0))) == 0
+    assert torch.count_nonzero(nothing.B_or.double() @ Directions.of(nothing).basis.matrix(torch.full((4,), 3.0))) == 0
     half = Factors(A_ri=gaussian(4, 16, seed=1), B_or=gaussian(8, 2, seed=2) @ gaussian(2, 4, seed=3), scaling=1.0)
-    M = Directions.of(half).matrix(torch.ones(4))
+    M = Directions.of(half).basis.matrix(torch.ones(4))
     torch.testing.assert_close(half.B_or.double() @ M @ half.A_ri.double(), delta(half.A_ri, half.B_or, 1.0))
 
 

@@ -96,7 +96,7 @@ def cells_of(grid: dict[str, Any], subset: str | None) -> list[Cell]:
         sys.exit(f"error: --subset: expected one of {', '.join(grid['subsets'])}, found {subset}")
     chosen = grid["subsets"][subset] if subset else {}
     return [
-        cell(regime, name, seed, settings, arm)
+        make_cell(regime, name, seed, settings, arm)
         for regime, settings in grid["regimes"].items()
         if regime in chosen.get("regimes", grid["regimes"])
         for seed in chosen.get("seeds", grid["seeds"])
@@ -105,7 +105,7 @@ def cells_of(grid: dict[str, Any], subset: str | None) -> list[Cell]:
     ]
 
 
-def cell(regime: str, name: str, seed: int, settings: dict[str, Any], arm: dict[str, Any]) -> Cell:
+def make_cell(regime: str, name: str, seed: int, settings: dict[str, Any], arm: dict[str, Any]) -> Cell:
     checkpoints = arm.get("checkpoints", False)
     kept = {"keep.checkpoints": True} if checkpoints else {}
     return Cell(regime, name, seed, {**settings, **arm["set"], **kept}, arm.get("shrink", []), checkpoints)
