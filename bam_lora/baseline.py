@@ -8,10 +8,11 @@ from typing import Any
 
 from bam_lora.errors import UserError
 from bam_lora.loop import run
+from bam_lora.planning import is_source
 from bam_lora.progress import RunProgress
 from bam_lora.recipe import Recipe, recipe_from_dict
 from bam_lora.report import compare
-from bam_lora.rundir import RunDirectory
+from bam_lora.rundir import RunDirectory, recipe_key
 from bam_lora.shrink import SCALES, shrink
 from bam_lora.store import digest, read_record, write_record
 
@@ -30,7 +31,7 @@ def probe_baseline(root: Path, recipe: Recipe, share: float) -> dict[str, Any]:
         share: Of the tokens of each target source, above 0 and at most 1.
 
     Returns:
-        `baseline.json`: {"share", "tokens", "envelope": the recipe's entry as `compare` gives it}.
+        `baseline.json`: {"share", "tokens", "envelope": the recipe's entry as `compare` gives it, "note": its limits}.
 
     Raises:
         UserError: If the share is out of range, the recipe is the baseline itself, or nothing is measured.
@@ -52,16 +53,22 @@ def probe_baseline(root: Path, recipe: Recipe, share: float) -> dict[str, Any]:
         )
     plan = read_record(RunDirectory(root).plan)
     assert plan is not None, "the run is finished"
-    folders = {}
-    for name in ("single", recipe.strategy):
-        folders[name] = root / _FOLDER / f"{share:g}" / name
-        progress = RunProgress(title=f"baseline {name}")
-        run(probe_recipe(recipe, plan["data"]["sources"], share, name), folders[name], progress=progress)
+    probes = {name: probe_recipe(recipe, plan["data"]["sources"], share, name) for name in ("single", recipe.strategy)}
+    place = root / _FOLDER / f"{share:g}-{recipe_key(probes[recipe.strategy])[:8]}"  # an extended run has another probe
+    folders = {name: place / name for name in probes}
+    for name, probe in probes.items():
+        run(probe, folders[name], progress=RunProgress(title=f"baseline {name}"))
     shrink(folders["single"], SCALES, progress=RunProgress(title="baseline single"))
     comparison = compare(list(folders.values()))
     entry = next(one for one in comparison["envelope"] if one["group"] != comparison["envelope"][0]["group"])
     tokens = comparison["runs"][1]["cost"]["train_tokens"]
-    record = {"share": share, "tokens": tokens, "envelope": entry}
+    learned = recipe.bam.merge.weights == "learned"
+    note = (
+        "The single run did not train on the selection text that the recipe learns its weights from."
+        if learned
+        else None
+    )
+    record = {"share": share, "tokens": tokens, "envelope": entry, "note": note}
     write_record(RunDirectory(root).baseline, digest(record), record)
     return record
 
@@ -72,12 +79,14 @@ def probe_recipe(recipe: Recipe, used: list[dict[str, Any]], share: float, strat
     Slices are cut to two iterations' worth at the most: as many as the whole run has would hold a few steps each.
     """
     values = copy.deepcopy(recipe.resolved())
-    taken = [source["used_tokens"] for source in used if source["role"] == "target"]
-    for source, tokens in zip(values["data"]["target"], taken, strict=True):
+    for source, wanted in zip(values["data"]["target"], recipe.data.target, strict=True):
+        tokens = sum(one["used_tokens"] for one in used if one["role"] == "target" and is_source(one, wanted))
         source["tokens"] = max(1, round(share * tokens))
     if values["training"]["max_steps"] > 0:
         values["training"]["max_steps"] = max(values["bam"]["slices"], round(share * values["training"]["max_steps"]))
     values["bam"]["slices"] = min(recipe.bam.slices, 2 * recipe.branches)
     values["evaluation"].update(samples=[], branches=False)
     values["strategy"] = strategy
+    if strategy == "single":  # a plain one: nothing to merge, nothing learned
+        values["bam"]["merge"].update(weights="uniform", scale=1.0)
     return recipe_from_dict(values)

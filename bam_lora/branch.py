@@ -95,7 +95,10 @@ def train_branch(
         StepReport(on_step, metrics),
     ]
     if job.keep_checkpoints:
-        callbacks.append(KeepAdapters(folder / TRAJECTORY, lambda model, place: _save_adapter(model, place, job)))
+        if checkpoint is None:
+            shutil.rmtree(folder / TRAJECTORY, ignore_errors=True)
+        # Before the seal: a branch goes on from a sealed checkpoint, and would not come by this step again.
+        callbacks.insert(0, KeepAdapters(folder / TRAJECTORY, lambda model, place: _save_adapter(model, place, job)))
     trainer = _trainer(branch_view(model), how, tokenizer, rows, job, folder / CHECKPOINTS, callbacks)
     with _clear_when_full(folder), _no_input_casting(trainer):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)

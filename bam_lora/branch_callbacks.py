@@ -109,7 +109,9 @@ class KeepAdapters(TrainerCallback):  # type: ignore[misc]
         self.save = save
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Writes it whole or not at all."""
+        """Writes it whole or not at all; a checkpoint that only a stop asked for is not one of the curve."""
+        if state.global_step % int(args.save_steps):
+            return
         with new_folder(self.folder / f"step-{state.global_step:06}") as folder:
             self.save(kwargs["model"], folder)
 

@@ -29,6 +29,8 @@ from bam_lora.views import assert_not_repacked, branch_view
 ROLES = ("target", "source")
 _CHECKS = 4  # looks at what is held out, after the one at the start
 _CHECKING = 0.25  # share of the budget for them
+# float16 gradients of a loss per byte would underflow; to Adam a constant factor is nothing.
+_SCALE = {"float16": 4096.0}
 _FEWEST_STEPS = 8  # below which a step sees fewer windows
 
 
@@ -36,8 +38,8 @@ _FEWEST_STEPS = 8  # below which a step sees fewer windows
 class LearningSettings:
     """How the weights are learned.
 
-    `windows` counts selection windows per role and step, `rows` those computed at once; `tokens` is about what all of
-    it may cost, a forward pass alone counted as a third.
+    `windows` counts selection windows per role and step; those that make `batch_tokens` with their padding are computed
+    at once. `tokens` is about what all of it may cost, a forward pass alone counted as a third.
     """
 
     source_weight: float
@@ -47,7 +49,7 @@ class LearningSettings:
     learning_rate: float
     tokens: int
     seed: int
-    rows: int
+    batch_tokens: int
     dtype: str
     checkpointing: bool
 
@@ -243,7 +245,7 @@ def _draw(windows: Sequence[Window], settings: LearningSettings, role: str) -> I
 def _backward(view: Any, windows: Sequence[Window], weight: float, settings: LearningSettings) -> None:
     """Adds the gradient of weight · bits per byte over the windows."""
     size = sum(window.size_bytes for window in windows)
-    for rows in _batches(windows, settings.rows):
+    for rows in _batches(windows, settings.batch_tokens):
         bits = _bits(view, rows, settings.dtype)
         if not bool(torch.isfinite(bits)):
             raise UserError.of(
@@ -252,22 +254,27 @@ def _backward(view: Any, windows: Sequence[Window], weight: float, settings: Lea
                 found="NaN or infinity",
                 remedy="Lower bam.merge.learned.learning_rate",
             )
-        (weight * bits / size).backward()
+        (_SCALE.get(settings.dtype, 1.0) * weight * bits / size).backward()
 
 
 def _check(view: Any, selection: SelectionWindows, settings: LearningSettings, step: int) -> dict[str, float]:
     values = {}
     with torch.no_grad():
         for role, windows in selection.held_out.items():
-            bits = sum(float(_bits(view, rows, settings.dtype)) for rows in _batches(windows, settings.rows))
+            bits = sum(float(_bits(view, rows, settings.dtype)) for rows in _batches(windows, settings.batch_tokens))
             values[role] = bits / sum(window.size_bytes for window in windows)
     return {"step": step, **values, "objective": values["target"] + settings.source_weight * values["source"]}
 
 
-def _batches(windows: Sequence[Window], rows: int) -> Iterator[Sequence[Window]]:
-    ordered = sorted(windows, key=lambda window: -window.length)  # like lengths together: less padding
-    for start in range(0, len(ordered), rows):
-        yield ordered[start : start + rows]
+def _batches(windows: Sequence[Window], tokens: int) -> Iterator[Sequence[Window]]:
+    """Windows of like length together, at most so many tokens with their padding, at least one window."""
+    rows: list[Window] = []
+    for window in sorted(windows, key=lambda window: -window.length):
+        if rows and (len(rows) + 1) * rows[0].length > tokens:
+            yield rows
+            rows = []
+        rows.append(window)
+    yield rows
 
 
 def _bits(view: Any, rows: Sequence[Window], dtype: str) -> torch.Tensor:

@@ -34,7 +34,7 @@ from bam_lora.rundir import (
     locked,
     recipe_key,
 )
-from bam_lora.scoring_sets import evaluation_windows, selection_windows
+from bam_lora.scoring_sets import check_selection, evaluation_windows, selection_windows
 from bam_lora.stages import (
     Context,
     base_folder,
@@ -79,7 +79,8 @@ def run(
         if is_fresh(directory):
             (directory.root / LEDGER_FILE).unlink(missing_ok=True)  # of a first start that came no further
             keep_recipe(directory, recipe)
-        directory.shrink.unlink(missing_ok=True)  # of the result before an extension
+        for path in (directory.shrink, directory.baseline):  # of the result before an extension
+            path.unlink(missing_ok=True)
         quiet_libraries()
         session = Session(directory.sessions)
         context = _prepare(directory, recipe, display, stop)
@@ -125,12 +126,13 @@ def _prepare(directory: RunDirectory, recipe: Recipe, progress: RunProgress, sto
     tokenizer = load_tokenizer(start)
     require_fitting_base(recipe.base, start, tokenizer, recipe.data.sequence_length)
     require_targets(start, recipe.lora.target_modules)
+    evaluation = evaluation_windows(recipe, tokenizer, directory.evaluation, context_length(start))
+    selection = selection_windows(recipe, tokenizer, directory.selection, context_length(start))
+    check_selection(selection, evaluation, recipe.bam.merge)
     plan = settle_plan(directory, recipe, tokenizer, ledger.key(0), progress, threads)
     keep_recipe(directory, recipe)
     progress.plan(plan.tokens)
     progress.say(describe(plan))
-    evaluation = evaluation_windows(recipe, tokenizer, directory.evaluation, context_length(start))
-    selection = selection_windows(recipe, tokenizer, directory.selection, context_length(start))
     return Context(directory, recipe, plan, ledger, original, start, tokenizer, evaluation, selection, progress, stop)
 
 

@@ -17,9 +17,9 @@ from bam_lora.plan import IterationPlan, derive_seed
 from bam_lora.stages import Context
 from bam_lora.store import digest, read_record, write_record
 
-# Frozen adapters in 16 bits that take no more memory than training one does (weights, gradients, two averages of Adam,
-# 4 bytes each).
-_ROOM = 8
+# Training an adapter takes 16 bytes a parameter (weights, gradients, two averages of Adam); so many frozen ones, of 2
+# or 4 bytes, take no more.
+_ROOM = {"bfloat16": 8, "float16": 8, "float32": 4}
 
 
 def merge(context: Context, iteration: IterationPlan) -> None:
@@ -65,7 +65,7 @@ def _past(context: Context, number: int, own: int) -> list[Path]:
     earlier = [branch for one in context.plan.iterations[: number - 1] for branch in one.branches]
     earlier.sort(key=lambda branch: (-branch.iteration, branch.branch))
     folders = [context.directory.branch(branch.iteration, branch.branch) / ADAPTER for branch in earlier]
-    return folders[: max(0, _ROOM - own)]
+    return folders[: max(0, _ROOM[context.training_load.compute_dtype] - own)]
 
 
 def learned_coefficients(
@@ -88,7 +88,7 @@ def learned_coefficients(
         learning_rate=wanted["learning_rate"],
         tokens=int(wanted["share"] * sum(iteration.tokens)),
         seed=seed,
-        rows=recipe.training.per_device_train_batch_size,
+        batch_tokens=recipe.training.per_device_train_batch_size * recipe.data.sequence_length,
         dtype=context.training_load.compute_dtype,
         checkpointing=recipe.training.checkpointing,
     )

@@ -114,6 +114,11 @@ def text_source(source: Source | EvaluationSource) -> TextSource:
     return TextSource(source.path, source.name, source.split, source.revision, source.text)
 
 
+def is_source(facts: dict[str, Any], source: Source) -> bool:
+    """Whether facts of the plan's data are those of this source of the recipe."""
+    return _is(facts, text_source(source))
+
+
 def _is(facts: dict[str, Any], where: TextSource) -> bool:
     return all(facts[name] == value for name, value in vars(where).items())
 

@@ -58,7 +58,7 @@ class LearnedWeights(Section):
         default=0.25, gt=0, lt=1, description="Share of the selection documents that only decide which step is kept."
     )
     share: float = Field(
-        default=0.04, gt=0, description="Most that it may cost, as a share of the iteration's training tokens."
+        default=0.035, gt=0, description="Most that it may cost, as a share of the iteration's training tokens."
     )
 
 
@@ -72,7 +72,9 @@ class Merge(Section):
         "`learned`: trained at each merge on the `selection` sets, starting from 1/K.",
     )
     learned: LearnedWeights = Field(default=LearnedWeights(), description="How `weights: learned` does it.")
-    scale: float = Field(default=1.0, gt=0, description="Factor on the merged delta.")
+    scale: float = Field(
+        default=1.0, gt=0, description="Factor on the merged delta; on what learned weights start from."
+    )
 
 
 class Bam(Section):

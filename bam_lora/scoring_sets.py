@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from bam_lora.errors import UserError
+from bam_lora.learned_weights import split_selection
 from bam_lora.planning import text_source
-from bam_lora.recipe import Evaluation, Recipe, Selection
+from bam_lora.recipe import Evaluation, Merge, Recipe, Selection
 from bam_lora.scoring import SetSource, Windowed, prepare_evaluation
 
 
@@ -34,6 +36,28 @@ def selection_windows(recipe: Recipe, tokenizer: Any, path: Path, context_tokens
     return prepare_evaluation(
         sources, tokenizer, path, window_bytes=None, overlap_bytes=0, context_tokens=longest
     )  # fmt: skip
+
+
+def check_selection(selection: Windowed | None, evaluation: Windowed | None, merge: Merge) -> None:
+    """Checks what would only fail after an iteration of training, or flatter the result.
+
+    Raises:
+        UserError: If the merge weights are to be learned from too little text, or from text that is also scored.
+    """
+    if selection is None:
+        return
+    if merge.weights == "learned":
+        split_selection(selection, merge.learned.held_out, 0)
+    scored = {text: part.name for part in (evaluation.sets if evaluation else ()) for text in part.documents}
+    for part in selection.sets:
+        shared = [text for text in part.documents if text in scored]
+        if shared:
+            raise UserError.of(
+                f"selection set {part.name!r}",
+                expected="text that is in no evaluation set",
+                found=f"{len(shared)} of its {len(part.documents)} documents in {scored[shared[0]]!r}",
+                remedy="Choose by other text than you test on",
+            )
 
 
 def _sources(wanted: Evaluation | Selection) -> list[SetSource]:

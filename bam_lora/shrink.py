@@ -6,6 +6,7 @@ deleted, so every point compares with every other score of the run.
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -60,6 +61,9 @@ def shrink(
         UserError: If the run is not finished, measures nothing, or its delta is not low rank.
     """
     quiet()
+    wrong = next((scale for scale in scales if not math.isfinite(scale) or scale < 0), None)
+    if wrong is not None:
+        raise UserError.of("--scale", expected="a number of at least 0", found=f"{wrong:g}", remedy="Try 0.5")
     directory_path = Path(run).expanduser().resolve()
     if not (directory_path / "plan.json").exists():
         raise UserError.of(str(run), expected="a run directory", found="none", remedy="Give the folder of a run")
@@ -67,15 +71,17 @@ def shrink(
         quiet_libraries()
         fix_threads(directory)
         scorer = _Scorer(directory, display, stop)
+        kept = _kept_checkpoints(scorer) if checkpoints else []
         for scale in sorted(set(scales)):
             point = {"kind": "shrink", "label": f"{scale:g}", "scale": scale}
             scorer.score(point, scorer.ledger.view(scale=scale), digest([scorer.ledger.key(), scale]))
-        if checkpoints:
-            _score_checkpoints(scorer)
+        if kept:
+            _score_checkpoints(scorer, kept)
         return scorer.record
 
 
-def _score_checkpoints(scorer: _Scorer) -> None:
+def _kept_checkpoints(scorer: _Scorer) -> list[Path]:
+    """Folders of the adapters kept along the run's only branch."""
     root = scorer.directory.root
     branches = [adapter["path"] for entry in scorer.ledger.iterations for adapter in entry["adapters"]]
     kept = sorted((scorer.directory.branch(1, 1) / TRAJECTORY).glob("step-*"))
@@ -86,8 +92,13 @@ def _score_checkpoints(scorer: _Scorer) -> None:
             found=f"{len(branches)} branches" if len(branches) != 1 else "none kept",
             remedy="Run `strategy: single` with `keep.checkpoints: true` and a training.save_steps to match",
         )
-    adapters = [*(Adapter.open(folder) for folder in kept), Adapter.open(root / branches[0])]
-    steps = [int(folder.name.removeprefix("step-")) for folder in kept]
+    return [*kept, root / branches[0]]
+
+
+def _score_checkpoints(scorer: _Scorer, kept: Sequence[Path]) -> None:
+    """Each by itself, and their moving averages; the last is the final adapter, whose score the run has."""
+    adapters = [Adapter.open(folder) for folder in kept]
+    steps = [int(folder.name.removeprefix("step-")) for folder in kept[:-1]]
     for step, adapter in zip(steps, adapters, strict=False):
         scorer.score_adapters({"kind": "checkpoint", "label": f"step {step}", "scale": None}, [adapter], [1.0])
     for decay in DECAYS:

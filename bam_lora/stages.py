@@ -192,6 +192,7 @@ def fold_iteration(context: Context, iteration: int) -> None:
         context.verified.add(target)
         return
     context.progress.stage(f"iteration {iteration}: folding into the full-precision weights")
+    ledger.verify(iteration)  # a damaged adapter or matrix would become a whole-looking model
     facts = fold_into(context.original.folder, ledger.view(iteration), target, key=key)
     kept = {name: facts[name] for name in ("seconds", "bytes", "weight_norm", "delta_norm")}
     write_record(facts_file, key, {"iteration": iteration, **kept})

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from bam_lora.baseline import probe_baseline, probe_recipe
 from bam_lora.cli import app
 from bam_lora.errors import UserError
+from bam_lora.planning import text_source
 from bam_lora.recipe import Recipe, recipe_from_dict
 from bam_lora.report import collect
 from bam_lora.store import read_record
@@ -44,7 +45,10 @@ def recipe(tiny_base: Path, tmp_path: Path) -> Recipe:
 
 
 def test_probe_recipe_takes_its_share_of_what_was_used(recipe: Recipe) -> None:
-    used = [{"role": "target", "used_tokens": 10_000}, {"role": "replay", "used_tokens": 2_500}]
+    source = {**vars(text_source(recipe.data.target[0])), "role": "target"}
+    # Of an extended run the plan holds a source once for each part that used it.
+    used = [{**source, "used_tokens": 6_000}, {**source, "used_tokens": 4_000}]
+    used.append({**vars(text_source(recipe.data.replay[0])), "role": "replay", "used_tokens": 2_500})
     probe = probe_recipe(recipe, used, 0.05, "single")
     assert (probe.strategy, probe.data.target[0].tokens, probe.data.replay_share) == ("single", 500, 0.2)
     assert (probe.bam.slices, probe.evaluation.samples) == (4, [])
@@ -77,7 +81,8 @@ def test_run_with_a_probe(recipe: Recipe, tmp_path: Path) -> None:
     whole = collect(tmp_path / "run")["cost"]["train_tokens"]
     assert probe["tokens"] == pytest.approx(0.5 * whole, rel=0.1)
     for name in ("single", "bam"):
-        trained = collect(tmp_path / "run" / "baseline" / "0.5" / name)["cost"]["train_tokens"]
+        (folder,) = (tmp_path / "run" / "baseline").glob(f"0.5-*/{name}")
+        trained = collect(folder)["cost"]["train_tokens"]
         assert trained == pytest.approx(probe["tokens"], rel=0.01)
     assert probe["envelope"]["verdict"] in ("beyond", "on", "inside", "not compared")
     said = " ".join(first.stdout.split())

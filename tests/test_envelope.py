@@ -137,6 +137,18 @@ def test_a_seed_without_a_rival_is_left_out_and_named(tmp_path: Path) -> None:
     assert entry["reason"] == "2/bam is left out: there is no run of another recipe with its seed, 2"
 
 
+def test_seeds_in_which_a_rival_is_missing_do_not_flatter_the_mean(tmp_path: Path) -> None:
+    """A strong rival stands with seed 0 only; against it the run is inside, against the weak one beyond."""
+    strong = {scale: {**one, "docs.en": one["docs.en"] - 0.2} for scale, one in CURVE.items()}
+    folders = [single(tmp_path / f"{seed}/weak", seed=seed) for seed in range(4)]
+    folders.append(single(tmp_path / "0/strong", seed=0, rank=16, shrink=strong, final=scores(1.4, 1.1)))
+    folders += [bam(tmp_path / f"{seed}/bam", source=1.15 + seed / 100, seed=seed) for seed in range(4)]
+    entry = entry_of(folders)
+    assert (entry["envelope_runs"], entry["verdict"]) == (["0/strong"], "inside")
+    assert entry["interval_over"] == "documents"
+    assert "2/bam is left out: with its seed there is no 0/strong" in entry["reason"]
+
+
 def test_a_seed_whose_rivals_do_not_come_so_far_stops_the_comparison(tmp_path: Path) -> None:
     folders = [single(tmp_path / f"{seed}/single", seed=seed) for seed in (0, 1)]
     folders += [bam(tmp_path / "0/bam", seed=0), bam(tmp_path / "1/bam", target=1.3, source=1.25, seed=1)]

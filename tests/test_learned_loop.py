@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -184,3 +185,38 @@ def test_checkpoints_and_their_average_are_scored(tiny_base: Path, files: Path, 
 def test_checkpoints_of_several_branches_are_no_curve(finished: Path) -> None:
     with pytest.raises(UserError, match="expected a run of one branch that kept them, found 6 branches"):
         shrink(finished, [], checkpoints=True)
+
+
+def test_selection_text_that_cannot_do_is_refused_before_training(tiny_base: Path, files: Path, tmp_path: Path) -> None:
+    values = recipe(tiny_base, files).resolved()
+    one = {**values["selection"]["source"][0], "documents": 1}
+    short = {**values, "selection": {**values["selection"], "source": [one]}}
+    with pytest.raises(UserError, match=r"selection\.source: expected at least two documents"):
+        run(recipe_from_dict(short), tmp_path / "short")
+    copied = tmp_path / "copy.jsonl"
+    copied.write_bytes((files / "german.test.jsonl").read_bytes())
+    leak = {**values, "selection": {**values["selection"], "target": [{"path": str(copied), "set": "copy"}]}}
+    with pytest.raises(UserError, match="'copy': expected text that is in no evaluation set, found 3 of its 3 doc"):
+        run(recipe_from_dict(leak), tmp_path / "leak")
+    for name in ("short", "leak"):
+        assert not (tmp_path / name / "iterations" / "01").exists()
+
+
+def test_a_damaged_matrix_is_not_folded(finished: Path, tmp_path: Path, tiny_base: Path, files: Path) -> None:
+    root = shutil.copytree(finished, tmp_path / "run")
+    matrices = root / "coefficients" / "01.safetensors"
+    data = bytearray(matrices.read_bytes())
+    data[-1] ^= 0x01
+    matrices.write_bytes(bytes(data))
+    shutil.rmtree(root / "model")
+    (root / "iterations" / "02" / "fold.json").unlink()
+    with pytest.raises(UserError, match=r"coefficients/01\.safetensors"):
+        run(recipe(tiny_base, files), root)
+    assert not (root / "model").exists()
+
+
+@pytest.mark.parametrize("scale", ["nan", "-1", "inf"])
+def test_scales_that_are_none(finished: Path, scale: str) -> None:
+    result = CliRunner().invoke(app, ["shrink", str(finished), f"--scale={scale}"])
+    assert (result.exit_code, result.exception.__class__) == (1, SystemExit)
+    assert "--scale: expected a number of at least 0" in result.stderr

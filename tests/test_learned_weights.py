@@ -22,7 +22,7 @@ from bam_lora.merge_methods import stack
 from bam_lora.scoring import Windowed
 
 SETTINGS = LearningSettings(
-    source_weight=1.0, groups=4, steps=12, windows=4, learning_rate=0.1, tokens=1_000_000, seed=0, rows=4,
+    source_weight=1.0, groups=4, steps=12, windows=4, learning_rate=0.1, tokens=1_000_000, seed=0, batch_tokens=512,
     dtype="float32", checkpointing=False,
 )  # fmt: skip
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -39,6 +39,8 @@ class Outcome:
     notes: list[str] = field(default_factory=list)
     # Rivals that learned more and have nothing measured between base and final model.
     coarse: list[str] = field(default_factory=list)
+    # The recipes it was set against.
+    rivals: frozenset[str] = frozenset()
 
     @property
     def final(self) -> Point:
@@ -64,17 +66,20 @@ def envelope(runs: Sequence[Measured]) -> list[dict[str, Any]]:
     """
     groups = grouped([run.report["recipe"] for run in runs])
     names = group_names([[runs[number].name for number in members] for members in groups])
+    group_of = {runs[n].name: name for name, members in zip(names, groups, strict=True) for n in members}
     result = []
     for name, members in zip(names, groups, strict=True):
         rivals = [run for number, run in enumerate(runs) if number not in members]
-        result.append(_entry(name, [runs[number] for number in members], rivals))
+        result.append(_entry(name, [runs[number] for number in members], rivals, group_of))
     return result
 
 
-def _entry(name: str, members: Sequence[Measured], rivals: Sequence[Measured]) -> dict[str, Any]:
+def _entry(
+    name: str, members: Sequence[Measured], rivals: Sequence[Measured], group_of: Mapping[str, str]
+) -> dict[str, Any]:
     one_a_seed = {run.seed: run for run in reversed(members)}
     chosen = [run for run in members if one_a_seed[run.seed] is run]
-    outcomes = [_matched(run, rivals) for run in chosen]
+    outcomes, fewer = _against_the_same([_matched(run, rivals, group_of) for run in chosen])
     finals = [run.final for run in chosen if run.final is not None]
     entry: dict[str, Any] = {
         "group": name,
@@ -91,6 +96,7 @@ def _entry(name: str, members: Sequence[Measured], rivals: Sequence[Measured]) -
         return {**entry, "reason": "; ".join(reasons)}
     notes = [note for one in outcomes for note in one.notes]
     notes += [f"{one.run.name} is left out: {one.why}" for one in outcomes if one.match is None]
+    notes += fewer
     # Their curves might lie lower: who reads "beyond" must know that they were not there.
     if coarse := dict.fromkeys(name for one in outcomes for name in one.coarse):
         notes.append(f"only final models count, for want of shrink curves, of {', '.join(coarse)}")
@@ -174,7 +180,28 @@ def _interval(mean: float, error: float, degrees: int) -> list[float]:
     return [mean - half, mean + half]
 
 
-def _matched(run: Measured, rivals: Sequence[Measured]) -> Outcome:
+def _against_the_same(outcomes: Sequence[Outcome]) -> tuple[list[Outcome], list[str]]:
+    """The seeds in which all rivals stand, and a note on each of the others.
+
+    A seed in which the strongest rival is missing has a higher envelope, which would flatter the mean.
+    """
+    every = frozenset[str]().union(*(one.rivals for one in outcomes))
+    kept = [one for one in outcomes if one.rivals == every or not one.rivals]
+    if not any(one.rivals for one in kept):  # in no seed do all of them stand: the seed with the most of them
+        most = max(outcomes, key=lambda one: len(one.rivals))
+        kept = [one for one in outcomes if one.rivals == most.rivals or not one.rivals]
+    standing = frozenset[str]().union(*(one.rivals for one in kept))
+    notes = [
+        f"{one.run.name} is left out: with its seed there is no {' and no '.join(sorted(standing - one.rivals))}"
+        if standing - one.rivals
+        else f"{one.run.name} is left out: its rivals are others"
+        for one in outcomes
+        if one not in kept
+    ]
+    return kept, notes
+
+
+def _matched(run: Measured, rivals: Sequence[Measured], group_of: Mapping[str, str]) -> Outcome:
     if not rivals:
         return Outcome(run, why="there is no run of another recipe among them")
     same_seed = [rival for rival in rivals if rival.seed == run.seed]
@@ -187,12 +214,13 @@ def _matched(run: Measured, rivals: Sequence[Measured]) -> Outcome:
         return Outcome(run, why=f"no other run can be compared with it: {', '.join(texts)}")
     assert run.final is not None, "a run without scores has reasons against it"
     curves = [curve for rival in usable for curve in rival.curves]
+    standing = frozenset(group_of[rival.name] for rival in usable)
     match = lower_envelope(curves, run.final.target, run.final.source)
     if match is None:
-        return Outcome(run, why=_unreached(run.final.target, usable), unreached=True)
+        return Outcome(run, why=_unreached(run.final.target, usable), unreached=True, rivals=standing)
     notes = [f"{name} is left out: {'; '.join(found)}" for name, found in reasons.items() if found]
     coarse = [one.name for one in usable if one.coarse and one.final and one.final.target < run.final.target]
-    return Outcome(run, match, notes=notes, coarse=coarse)
+    return Outcome(run, match, notes=notes, coarse=coarse, rivals=standing)
 
 
 def _unreached(target: float, rivals: Sequence[Measured]) -> str:

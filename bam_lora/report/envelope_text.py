@@ -26,7 +26,7 @@ def alone(reports: Sequence[Mapping[str, Any]]) -> str:
     said = _sentence(probe["envelope"], dict.fromkeys(probe["envelope"]["envelope_runs"], "a single run"))
     return (
         f"Not compared at full size. A probe on {percent(probe['share'])} of the tokens ({probe['tokens']:,}), in "
-        f"baseline/: {said}"
+        f"baseline/: {said}{' ' + probe['note'] if probe['note'] else ''}"
     )
 
 

@@ -14,6 +14,7 @@ import argparse
 import datetime
 import json
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -77,8 +78,9 @@ def main() -> None:
     finished = [cell for cell in cells if is_finished(cell, options.output)]
     print(f"{len(finished)} of {len(cells)} runs are finished")
     if finished:
-        write({"provenance": provenance, "runs": len(finished), "of": len(cells),
-               "regimes": judged(finished, options.output)})  # fmt: skip
+        results = {"provenance": provenance, "runs": len(finished), "of": len(cells_of(grid, None)),
+                   "regimes": judged(finished, options.output)}  # fmt: skip
+        write(results, f"-{options.subset}" if options.subset else "")
 
 
 def provenance_of(allow_dirty: bool) -> dict[str, Any]:
@@ -87,7 +89,7 @@ def provenance_of(allow_dirty: bool) -> dict[str, Any]:
     if dirty and not allow_dirty:
         sys.exit("error: uncommitted changes; commit them first, a result must name the code that gave it")
     facts = environment("cpu", len(os.sched_getaffinity(0)))
-    return {**facts, "command": "make bench-forgetting", "dirty": bool(dirty)}
+    return {**facts, "command": shlex.join(["benchmarks/forgetting/run.py", *sys.argv[1:]]), "dirty": bool(dirty)}
 
 
 def cells_of(grid: dict[str, Any], subset: str | None) -> list[Cell]:
@@ -131,12 +133,13 @@ def carry_out(cell: Cell, output: Path, threads: str) -> None:
 
 def is_finished(cell: Cell, output: Path) -> bool:
     folder = cell.folder(output)
-    if not (folder / "model").is_dir():
+    if not (folder / "report.json").exists() or not (folder / "model").is_dir():
         return False
-    if not cell.scales:
-        return True
     curve = folder / "shrink.json"
-    return curve.exists() and len(json.loads(curve.read_text())["points"]) >= len(cell.scales)
+    points = json.loads(curve.read_text())["points"] if curve.exists() else []
+    kinds = {point["kind"] for point in points}
+    shrunk = {point["scale"] for point in points if point["kind"] == "shrink"}
+    return shrunk >= set(cell.scales) and (not cell.checkpoints or {"checkpoint", "ema"} <= kinds)
 
 
 def judged(cells: list[Cell], output: Path) -> dict[str, Any]:
@@ -177,8 +180,8 @@ def summary(cell: Cell, output: Path) -> dict[str, Any]:
     }
 
 
-def write(results: dict[str, Any]) -> None:
-    target = HERE / "results" / f"{datetime.date.today().isoformat()}.json"
+def write(results: dict[str, Any], suffix: str) -> None:
+    target = HERE / "results" / f"{datetime.date.today().isoformat()}{suffix}.json"
     target.parent.mkdir(exist_ok=True)
     target.write_text(json.dumps(results, indent=1) + "\n")
     text = RESULTS.read_text(encoding="utf-8")
@@ -197,6 +200,7 @@ def table(regime: str, arms: dict[str, Any]) -> str:
         "| arm | seeds | target | source | learned | forgotten | envelope at this target | difference | verdict |",
         "|---|---|---|---|---|---|---|---|---|",
     ]  # fmt: skip
+    notes: list[str] = []
     for name, arm in arms.items():
         mean = {key: sum(run[key] for run in arm["runs"]) / len(arm["runs"]) for key in
                 ("target_after", "source_after", "learned", "forgotten")}  # fmt: skip
@@ -209,8 +213,10 @@ def table(regime: str, arms: dict[str, Any]) -> str:
         elif not arm["rival"]:
             judgement = f"| | {entry['reason'] if entry else 'not compared'} |"
         numbers = " | ".join(f"{mean[key]:.3f}" for key in mean)
+        if entry and entry["reason"] and entry["envelope_source"] is not None:
+            notes.append(f"`{name}`: {entry['reason']}.")
         lines.append(f"| `{name}` | {len(arm['runs'])} | {numbers} | {judgement}")
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, *(["", *notes] if notes else [])]) + "\n"
 
 
 if __name__ == "__main__":
