@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bam_lora.adapters import Adapter
+from bam_lora.adapters import Adapter, Factors
 from bam_lora.branch import ADAPTER
 from bam_lora.learned_weights import LearningSettings, learn_weights, split_selection
 from bam_lora.merge import MergedAdapters
@@ -68,6 +68,23 @@ def _past(context: Context, number: int, own: int) -> list[Path]:
     return folders[: max(0, _ROOM[context.training_load.compute_dtype] - own)]
 
 
+class _Factors(Mapping[str, Sequence[Factors | None]]):
+    """The branches' factors by weight name, read when they are asked for: memory never holds all of them in fp32."""
+
+    def __init__(self, adapters: Sequence[Adapter]) -> None:
+        self._adapters = adapters
+        self._names = sorted({name for adapter in adapters for name in adapter.names})
+
+    def __getitem__(self, name: str) -> Sequence[Factors | None]:
+        return [adapter.factors(name) for adapter in self._adapters]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
 def learned_coefficients(
     context: Context, iteration: IterationPlan, adapters: Sequence[Adapter], weights: Sequence[float]
 ) -> tuple[dict[str, Coefficients], dict[str, Any]]:
@@ -93,8 +110,7 @@ def learned_coefficients(
         checkpointing=recipe.training.checkpointing,
     )
     model = context.model(number - 1, context.training_load)
-    changed = sorted({name for adapter in adapters for name in adapter.names})
-    branches = {name: [adapter.factors(name) for adapter in adapters] for name in changed}
+    branches = _Factors(adapters)
 
     def on_step(step: int, steps: int) -> None:
         context.stop.check()
