@@ -14,7 +14,6 @@ import argparse
 import datetime
 import json
 import os
-import shlex
 import subprocess
 import sys
 import time
@@ -61,7 +60,8 @@ def main() -> None:
     options = parser.parse_args()
     if not os.environ.get("BAM_LORA_BENCH_DATA"):
         sys.exit("error: set BAM_LORA_BENCH_DATA to a folder with data/ and models/ (benchmarks/README.md)")
-    provenance = provenance_of(options.allow_dirty)
+    given = [f"--{name} {value}" for name, value in (("subset", options.subset), ("jobs", options.jobs)) if value]
+    provenance = provenance_of(options.allow_dirty, " ".join(["benchmarks/forgetting/run.py", *given]))
     grid = yaml.safe_load((HERE / "grid.yaml").read_text(encoding="utf-8"))
     cells = cells_of(grid, options.subset)
     deadline = time.monotonic() + options.hours * 3600
@@ -83,13 +83,13 @@ def main() -> None:
         write(results, f"-{options.subset}" if options.subset else "")
 
 
-def provenance_of(allow_dirty: bool) -> dict[str, Any]:
+def provenance_of(allow_dirty: bool, command: str) -> dict[str, Any]:
     status = subprocess.check_output(["git", "-C", str(ROOT), "status", "--porcelain"], text=True)
     dirty = [line for line in status.splitlines() if "/results/" not in line and "docs/results.md" not in line]
     if dirty and not allow_dirty:
         sys.exit("error: uncommitted changes; commit them first, a result must name the code that gave it")
     facts = environment("cpu", len(os.sched_getaffinity(0)))
-    return {**facts, "command": shlex.join(["benchmarks/forgetting/run.py", *sys.argv[1:]]), "dirty": bool(dirty)}
+    return {**facts, "command": command, "dirty": bool(dirty)}
 
 
 def cells_of(grid: dict[str, Any], subset: str | None) -> list[Cell]:
