@@ -188,7 +188,8 @@ def score(
     return nats, sizes
 
 
-def _batch_nats(model: Any, batch: Sequence[Window], pad: int, dtype: str) -> list[float]:
+def pad_windows(batch: Sequence[Window], pad: int) -> tuple[Any, Any]:
+    """Windows as one batch: token ids and attention mask [windows, longest], short ones filled up with `pad`."""
     import torch
 
     length = max(window.length for window in batch)
@@ -197,6 +198,13 @@ def _batch_nats(model: Any, batch: Sequence[Window], pad: int, dtype: str) -> li
     for row, window in enumerate(batch):
         ids[row, : window.length] = torch.tensor([*window.context, *window.scored])
         mask[row, : window.length] = 1
+    return ids, mask
+
+
+def _batch_nats(model: Any, batch: Sequence[Window], pad: int, dtype: str) -> list[float]:
+    import torch
+
+    ids, mask = pad_windows(batch, pad)
     where = model.device
     autocast = torch.autocast(where.type, dtype=getattr(torch, dtype), enabled=dtype != "float32")
     with torch.inference_mode(), autocast:

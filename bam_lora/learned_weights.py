@@ -21,7 +21,7 @@ import torch
 from bam_lora.adapters import Factors
 from bam_lora.directions import TrainableDelta
 from bam_lora.errors import UserError
-from bam_lora.evaluate import Window
+from bam_lora.evaluate import Window, pad_windows
 from bam_lora.merge_methods import Coefficients
 from bam_lora.scoring import Windowed
 from bam_lora.views import assert_not_repacked, branch_view
@@ -279,12 +279,9 @@ def _batches(windows: Sequence[Window], tokens: int) -> Iterator[Sequence[Window
 
 def _bits(view: Any, rows: Sequence[Window], dtype: str) -> torch.Tensor:
     """Bits of the scored tokens of a batch of windows."""
-    length = max(window.length for window in rows)
-    ids = torch.zeros((len(rows), length), dtype=torch.long)
-    mask, labels = torch.zeros_like(ids), torch.full_like(ids, -100)
+    ids, mask = pad_windows(rows, 0)
+    labels = torch.full_like(ids, -100)
     for row, window in enumerate(rows):
-        ids[row, : window.length] = torch.tensor([*window.context, *window.scored])
-        mask[row, : window.length] = 1
         labels[row, len(window.context) : window.length] = torch.tensor(window.scored)
     where = view.device
     with torch.autocast(where.type, dtype=getattr(torch, dtype), enabled=dtype != "float32"):

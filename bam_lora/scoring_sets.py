@@ -1,15 +1,23 @@
-"""The recipe's evaluation and selection sets, read and cut into windows."""
+"""The recipe's evaluation and selection sets, read and cut into windows, and how models are held to be scored."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
+from bam_lora.base import Loading
 from bam_lora.errors import UserError
 from bam_lora.learned_weights import split_selection
 from bam_lora.planning import text_source
 from bam_lora.recipe import Evaluation, Merge, Recipe, Selection
 from bam_lora.scoring import SetSource, Windowed, prepare_evaluation
+
+
+def scoring_load(recipe: Recipe) -> Loading:
+    """How every model of a run is held that is scored."""
+    chosen = recipe.quantization
+    bits = 4 if recipe.evaluation.precision == "4bit" else 16
+    return Loading(bits, chosen.type, chosen.double, chosen.compute_dtype)
 
 
 def evaluation_windows(recipe: Recipe, tokenizer: Any, path: Path, context_tokens: int | None) -> Windowed | None:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from bam_lora.adapters import Adapter
-from bam_lora.base import Loading, context_length, find_base, load_model, load_tokenizer
+from bam_lora.base import context_length, find_base, load_model, load_tokenizer
 from bam_lora.branch import TRAJECTORY
 from bam_lora.errors import UserError
 from bam_lora.fold_shard import Changes
@@ -30,7 +30,7 @@ from bam_lora.recipe import load_recipe
 from bam_lora.report.records import read_record as read_whole_record
 from bam_lora.rundir import RunDirectory, fix_threads, locked
 from bam_lora.scoring import Windowed, score_sets
-from bam_lora.scoring_sets import evaluation_windows
+from bam_lora.scoring_sets import evaluation_windows, scoring_load
 from bam_lora.store import digest, read_record, require_space, write_record
 
 SCALES = (0.2, 0.35, 0.5, 0.65, 0.8, 0.9)
@@ -133,6 +133,7 @@ class _Scorer:
     def __init__(self, directory: RunDirectory, progress: RunProgress, stop: StopRequest) -> None:
         self.directory, self.progress, self.stop = directory, progress, stop
         self.recipe = load_recipe(directory.recipe)
+        self.how = scoring_load(self.recipe)
         self.ledger = Ledger.load(directory.root)
         self._require_finished()
         self.ledger.verify()
@@ -149,13 +150,6 @@ class _Scorer:
         self.record = read_record(directory.shrink, self.key) or {
             "format": _FORMAT, "evaluation": windows.key, "points": [],
         }  # fmt: skip
-
-    @property
-    def how(self) -> Loading:
-        """How every model is held that is scored."""
-        chosen = self.recipe.quantization
-        bits = 4 if self.recipe.evaluation.precision == "4bit" else 16
-        return Loading(bits, chosen.type, chosen.double, chosen.compute_dtype)
 
     def _require_finished(self) -> None:
         plan = read_whole_record(self.directory.plan)

@@ -20,6 +20,7 @@ from bam_lora.progress import RunProgress
 from bam_lora.recipe import Recipe
 from bam_lora.rundir import RunDirectory
 from bam_lora.scoring import Windowed, sample_texts, score_sets
+from bam_lora.scoring_sets import scoring_load
 from bam_lora.store import digest, link_or_copy, new_folder, read_record, seal, verify, write_record
 from bam_lora.views import adapted, count_linear_modules
 
@@ -76,9 +77,7 @@ class Context:
     @property
     def scoring_load(self) -> Loading:
         """How every model is held that is scored."""
-        chosen = self.recipe.quantization
-        bits = 4 if self.recipe.evaluation.precision == "4bit" else 16
-        return Loading(bits, chosen.type, chosen.double, chosen.compute_dtype)
+        return scoring_load(self.recipe)
 
     def model(self, iteration: int, how: Loading) -> Any:
         """The model after an iteration (0: as the run found it), loaded."""

@@ -11,9 +11,8 @@ from typing import Any
 from bam_lora.errors import UserError
 from bam_lora.report.curve import Curve, Point
 from bam_lora.report.noise import pooled
-from bam_lora.report.records import iteration_folder, read_record
+from bam_lora.report.records import iteration_folder, read_record, read_shrink
 
-FORMAT = 1
 _KINDS = ("shrink", "checkpoint", "ema")
 # A model scored twice is not two points: the base is λ = 0, the final model λ = 1.
 _BASE_SCALE, _FINAL_SCALE = 0.0, 1.0
@@ -53,8 +52,8 @@ def read_measured(run: Path, report: dict[str, Any], final: Sequence[Mapping[str
         UserError: If a record is damaged, or `shrink.json` does not belong to the run's evaluation.
     """
     evaluation = read_record(iteration_folder(run, 0) / "eval.json") or {"scores": []}
-    shrink = read_record(run / "shrink.json")
-    points = _checked(run / "shrink.json", shrink, final) if shrink and final else []
+    points = read_shrink(run / "shrink.json") or []
+    points = _checked(run / "shrink.json", points, final) if final else []
     base, last = point(evaluation["scores"]), point(final)
     curves = () if base is None or last is None else _curves(str(report["name"]), base, last, points)
     coarse = all(item["kind"] != "shrink" for item in points)
@@ -94,13 +93,8 @@ def _placed(item: Mapping[str, Any]) -> tuple[float, Point]:
     return float(step[0]) if step else 0.0, place
 
 
-def _checked(path: Path, record: Mapping[str, Any], final: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The record's points, if each has a known kind, its place in the order, and the run's evaluation sets."""
-    if record.get("format") != FORMAT:
-        raise UserError.of(
-            str(path), expected=f"format {FORMAT}", found=repr(record.get("format")), remedy="Update bam_lora"
-        )
-    points: list[dict[str, Any]] = record["points"]
+def _checked(path: Path, points: list[dict[str, Any]], final: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The points, if each has a known kind, its place in the order, and the run's evaluation sets."""
     for item in points:
         expected = found = None
         if item["kind"] not in _KINDS:
