@@ -94,11 +94,11 @@ class TrainableDelta:
         return found
 
     def resolved(self) -> Coefficients:
-        """What the ledger stores: M_RR with a block per branch, or one number per branch where there is one group."""
+        """What the ledger stores: the block of M of each branch, or one number per branch where there is one group."""
         if all(len(coefficient) == 1 for coefficient in self.coefficients):
             return Coefficients.scalar([0.0 if value is None else value[0] for value in self.values()])
         blocks = [
             basis.matrix(coefficient.detach().cpu()[group.cpu()])
             for basis, coefficient, group in zip(self.bases, self.coefficients, self.groups, strict=True)
         ]
-        return Coefficients("matrix", torch.block_diag(*blocks))
+        return Coefficients("blocks", torch.cat([block.flatten() for block in blocks]))

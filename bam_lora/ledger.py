@@ -28,6 +28,7 @@ from bam_lora.store import inside, link_or_copy, new_folder, read_record, write_
 
 LEDGER_FILE = "ledger.json"
 _PARENT = "parent"
+_IN_FILES = ("matrix", "blocks")  # coefficients too many for JSON
 
 
 class Ledger:
@@ -111,7 +112,7 @@ class Ledger:
         replaced = set(self._snapshot_names(snapshot)) if snapshot else set()
         changed = {name for adapter in opened for name in adapter.names}
         assert changed - replaced <= set(coefficients) <= changed, "coefficients for each changed weight, no others"
-        small = {name: value.to_json() for name, value in coefficients.items() if value.kind != "matrix"}
+        small = {name: value.to_json() for name, value in coefficients.items() if value.kind not in _IN_FILES}
         entry = {
             "iteration": iteration,
             "method": method,
@@ -125,7 +126,7 @@ class Ledger:
         self.iterations[iteration - 1 :] = [entry]
 
     def _write_matrices(self, iteration: int, coefficients: Mapping[str, Coefficients]) -> dict[str, Any] | None:
-        matrices = {name: value.values for name, value in coefficients.items() if value.kind == "matrix"}
+        matrices = {name: value.values for name, value in coefficients.items() if value.kind in _IN_FILES}
         if not matrices:
             return None
         path = f"coefficients/{iteration:02d}.safetensors"
@@ -263,7 +264,8 @@ class Ledger:
         if name in entry["coefficients"]:
             return Coefficients.from_json(entry["coefficients"][name])
         file = inside(self.root, entry["matrices"]["path"])
-        return Coefficients("matrix", read_tensor(file, read_header(file).tensors[name]))
+        values = read_tensor(file, read_header(file).tensors[name])
+        return Coefficients("matrix" if values.ndim == 2 else "blocks", values)
 
     def _snapshot_names(self, path: str) -> list[str]:
         return list(read_header(inside(self.root, path)).tensors)

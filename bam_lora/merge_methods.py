@@ -19,7 +19,7 @@ from bam_lora.adapters import Factors
 from bam_lora.errors import UserError
 from bam_lora.safetensors_stream import all_finite
 
-Kind = Literal["scalar", "diagonal", "matrix"]
+Kind = Literal["scalar", "diagonal", "blocks", "matrix"]
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,8 @@ class Coefficients:
     """What a merge method decided for one weight, in float64, resolved once and stored.
 
     `kind` says how M is given: "scalar": (K,) one number a branch; "diagonal": (R,) one number a rank direction;
-    "matrix": (R, R). A branch that does not change the weight has a scalar, but no direction.
+    "blocks": the branches' own (r, r) matrices along M's diagonal, row by row, one after the other: (Σ r²,);
+    "matrix": (R, R). A branch that does not change the weight has a scalar, but no direction and no block.
     """
 
     kind: Kind
@@ -179,14 +180,25 @@ def stack(factors: Sequence[Factors | None], coefficients: Coefficients) -> tupl
         values = coefficients.values.tolist()
         B_oR = torch.cat([_scaled(f.B_or, f.scaling * values[branch]).float() for branch, f in present], dim=1)
     else:
-        assert coefficients.values.shape[0] == len(A_Ri), (coefficients.values.shape, A_Ri.shape)
-        B = torch.cat([f.B_or.double() * f.scaling for _, f in present], dim=1)
-        B_oR = (B * coefficients.values if coefficients.kind == "diagonal" else B @ coefficients.values).float()
+        B_oR = _mixed([f.B_or.double() * f.scaling for _, f in present], coefficients).float()
     if not all_finite(B_oR) or not all_finite(A_Ri):
         raise UserError.of(
             "a merged delta", expected="numbers within fp32", found="an overflow", remedy="Use smaller weights"
         )
     return B_oR, A_Ri
+
+
+def _mixed(B_or_of: Sequence[torch.Tensor], coefficients: Coefficients) -> torch.Tensor:
+    """[B₁ … B_K] · M_RR of the branches that change the weight, in float64."""
+    ranks, values = [B_or.shape[1] for B_or in B_or_of], coefficients.values
+    if coefficients.kind == "blocks":
+        sizes = [rank * rank for rank in ranks]
+        assert len(values) == sum(sizes), (len(values), ranks)
+        blocks = [block.view(rank, rank) for block, rank in zip(values.split(sizes), ranks, strict=True)]
+        return torch.cat([B_or @ M_rr for B_or, M_rr in zip(B_or_of, blocks, strict=True)], dim=1)
+    assert values.shape[0] == sum(ranks), (values.shape, ranks)
+    B_oR = torch.cat(list(B_or_of), dim=1)
+    return B_oR * values if coefficients.kind == "diagonal" else B_oR @ values
 
 
 def _scaled(B_or: torch.Tensor, scale: float) -> torch.Tensor:

@@ -71,7 +71,7 @@ def test_what_the_ledger_stores_is_what_was_trained(groups: int) -> None:
         for number, coefficient in enumerate(trained.coefficients):
             coefficient += 0.1 * number + 0.2 * torch.arange(len(coefficient))
     stored = trained.resolved()
-    assert stored.kind == ("scalar" if groups == 1 else "matrix")
+    assert stored.kind == ("scalar" if groups == 1 else "blocks")
     stacked = stack(branches, stored)
     assert stacked is not None
     x = gaussian(7, 16, seed=9)

@@ -106,19 +106,22 @@ def test_realistic_sizes_are_exact() -> None:
 
 @settings(max_examples=50, deadline=None)
 @given(branches())
-def test_diagonal_and_matrix_coefficients(case: tuple[list[Factors | None], list[float]]) -> None:
+def test_diagonal_block_and_matrix_coefficients(case: tuple[list[Factors | None], list[float]]) -> None:
     factors, _ = case
     present = [factor for factor in factors if factor is not None]
     B = torch.cat([f.scaling * f.B_or.double() for f in present], dim=1)
     A = torch.cat([f.A_ri.double() for f in present])
     M = gaussian(len(A), len(A), seed=5).double()
+    blocks = [gaussian(len(f.A_ri), len(f.A_ri), seed=6 + place).double() for place, f in enumerate(present)]
     for coefficients, want in (
+        (Coefficients("blocks", torch.cat([b.flatten() for b in blocks])), B @ torch.block_diag(*blocks) @ A),
         (Coefficients("matrix", M), B @ M @ A),
         (Coefficients("diagonal", M[0]), B @ torch.diag(M[0]) @ A),
     ):
         assert Coefficients.from_json(json.loads(json.dumps(coefficients.to_json()))) == coefficients
         error = float((product(stack(factors, coefficients)) - want).norm())
-        assert error <= 1e-6 * float((B.abs() @ M.abs() @ A.abs()).norm())
+        size = M.abs() + torch.block_diag(*blocks).abs()
+        assert error <= 1e-6 * float((B.abs() @ size @ A.abs()).norm())
 
 
 def test_no_branch_changes_it() -> None:
