@@ -239,23 +239,36 @@ def report(run_directory: Run_) -> None:
 def shrink(
     run_directory: Run_,
     scale: Annotated[
-        list[float] | None, typer.Option(help="A value of λ. May be repeated. Default: 0.2, 0.35, 0.5, 0.65, 0.8, 0.9.")
+        list[float] | None,
+        typer.Option(
+            help="A value of λ. May be repeated. Default: 0.2, 0.35, 0.5, 0.65, 0.8, 0.9, if nothing else is."
+        ),
+    ] = None,
+    source_weight: Annotated[
+        list[float] | None,
+        typer.Option(help="A value of μ: learn the last merge's weights for target + μ · source. May be repeated."),
     ] = None,
     checkpoints: Annotated[
         bool,
-        typer.Option("--checkpoints", help="Also the checkpoints of a single run (keep.checkpoints), and their EMA."),
+        typer.Option("--checkpoints", help="The checkpoints of a single run (keep.checkpoints), and their EMA."),
     ] = False,
+    output: Annotated[
+        Path | None, typer.Option(help="New folder for the model of the one λ or μ that is given.")
+    ] = None,
 ) -> None:
-    """Scores λ·ΔW of a finished run for a curve of λ: what forgetting costs at every size of the change.
+    """Scores models near a finished run's result: λ·ΔW for a curve of λ, or learned merge weights for a curve of μ.
 
-    Nothing is trained. `bam-lora compare` uses the curve as a rival: a method has earned its keep where, at the same
-    target score, its source score is below the curves of the others.
+    Nothing is trained but, for μ, the numbers of the last merge, on the recipe's selection sets: more μ forgets less
+    and learns less, so a sweep such as `--source-weight 0.3 --source-weight 1 --source-weight 3` gives a curve to
+    choose from. With --output the chosen model stays.
+
+    `bam-lora compare` uses the curves as rivals: a method has earned its keep where, at the same target score, its
+    source score is below the curves of the others.
     """
     from bam_lora.report import render_text, write_report
-    from bam_lora.shrink import SCALES
-    from bam_lora.shrink import shrink as score_scales
+    from bam_lora.shrink import shrink as score_nearby
 
-    score_scales(run_directory, scale or SCALES, checkpoints=checkpoints)
+    score_nearby(run_directory, scale, source_weights=source_weight or (), checkpoints=checkpoints, output=output)
     typer.echo(render_text([write_report(run_directory)], None))
 
 

@@ -37,7 +37,7 @@ __all__ = ["Changes", "fold", "fold_into"]
 
 DTYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 _FOLDABLE = ("BF16", "F16", "F32")
-_ARTEFACT = "folded model"
+ARTEFACT = "folded model"
 _MAXIMUM_WORKERS = 8
 _SHOWN_NAMES = 3
 _TIED_NAMES = ("lm_head.weight", "embed_tokens.weight")
@@ -110,7 +110,7 @@ def _write(checkpoint: Checkpoint, folder: ShardFolder, output: Path, key: str, 
         write_json(new / CONFIG, _config(checkpoint.config, dtype))
         facts = _facts(checkpoint, folder, total)
         kept = {name: facts[name] for name in ("bytes", "tensors", "changed", "weight_norm", "delta_norm")}
-        seal(new, key, {"artefact": _ARTEFACT, **kept}, hashes=hashes)
+        seal(new, key, {"artefact": ARTEFACT, **kept}, hashes=hashes)
     return facts
 
 
@@ -235,7 +235,7 @@ def fold(
     """
     merged = open_adapters(adapters, weights, method, any_base=any_base)
     folder = local_folder(base, [CONFIG, INDEX, "*.safetensors", *COMPANIONS])
-    target = claim_output(Path(output), _ARTEFACT, keep=[folder, *(adapter.path for adapter in merged.adapters)])
+    target = claim_output(Path(output), ARTEFACT, keep=[folder, *(adapter.path for adapter in merged.adapters)])
     checkpoint = open_checkpoint(folder)
     if not any_base:
         _check_base_name(str(base), checkpoint, merged)
@@ -248,7 +248,7 @@ def _fold_key(checkpoint: Checkpoint, merged: MergedAdapters, method: str, dtype
     Hashing them would take as long as the fold.
     """
     inputs = {
-        "artefact": _ARTEFACT,
+        "artefact": ARTEFACT,
         "base": {name: [header.file_bytes, header.raw.hex()] for name, header in checkpoint.shards.items()},
         "adapters": [adapter.hashes() for adapter in merged.adapters],
         "weights": merged.weights,

@@ -1,4 +1,4 @@
-"""The recipe's evaluation and selection sets, read and cut into windows, and how models are held to be scored."""
+"""The recipe's evaluation and selection sets, read and cut into windows, and how a run's models are held."""
 
 from __future__ import annotations
 
@@ -11,6 +11,12 @@ from bam_lora.learned_weights import split_selection
 from bam_lora.planning import text_source
 from bam_lora.recipe import Evaluation, Merge, Recipe, Selection
 from bam_lora.scoring import SetSource, Windowed, prepare_evaluation
+
+
+def training_load(recipe: Recipe) -> Loading:
+    """How the base is held under the branches."""
+    chosen = recipe.quantization
+    return Loading(chosen.bits, chosen.type, chosen.double, chosen.compute_dtype)
 
 
 def scoring_load(recipe: Recipe) -> Loading:

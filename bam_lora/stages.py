@@ -20,7 +20,7 @@ from bam_lora.progress import RunProgress
 from bam_lora.recipe import Recipe
 from bam_lora.rundir import RunDirectory
 from bam_lora.scoring import Windowed, sample_texts, score_sets
-from bam_lora.scoring_sets import scoring_load
+from bam_lora.scoring_sets import scoring_load, training_load
 from bam_lora.store import digest, link_or_copy, new_folder, read_record, seal, verify, write_record
 from bam_lora.views import adapted, count_linear_modules
 
@@ -71,8 +71,7 @@ class Context:
     @property
     def training_load(self) -> Loading:
         """How the base is held under the branches."""
-        chosen = self.recipe.quantization
-        return Loading(chosen.bits, chosen.type, chosen.double, chosen.compute_dtype)
+        return training_load(self.recipe)
 
     @property
     def scoring_load(self) -> Loading:

@@ -13,7 +13,7 @@ from conftest import ENGLISH, GERMAN, write_jsonl
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-import bam_lora.merging
+import bam_lora.merge_learning
 from bam_lora.cli import app
 from bam_lora.errors import Interrupted, UserError
 from bam_lora.ledger import Ledger
@@ -97,7 +97,7 @@ def test_the_result_is_the_ledgers(finished: Path, tiny_base: Path) -> None:
 def test_a_run_stopped_while_it_learns_ends_with_the_same_bytes(
     finished: Path, tiny_base: Path, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = bam_lora.merging.learn_weights
+    real = bam_lora.merge_learning.learn_weights
     calls: list[int] = []
 
     def stopping(*args: Any, on_step: Any, **kwargs: Any) -> Any:
@@ -109,7 +109,7 @@ def test_a_run_stopped_while_it_learns_ends_with_the_same_bytes(
 
         return real(*args, on_step=step, **kwargs)
 
-    monkeypatch.setattr(bam_lora.merging, "learn_weights", stopping)
+    monkeypatch.setattr(bam_lora.merge_learning, "learn_weights", stopping)
     for _ in range(2):
         with pytest.raises(Interrupted):
             run(recipe(tiny_base, files), tmp_path / "run")
@@ -139,8 +139,41 @@ def test_shrink_scores_the_curve(finished: Path) -> None:
 
 def test_points_that_are_there_are_not_scored_again(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = shrink(finished, [0.5])
-    monkeypatch.setattr("bam_lora.shrink.score_sets", lambda *a, **k: pytest.fail("scored again"))
+    monkeypatch.setattr("bam_lora.points.score_sets", lambda *a, **k: pytest.fail("scored again"))
     assert shrink(finished, [0.5]) == first
+
+
+def scores(point: Any) -> list[float]:
+    return [score["bits_per_byte"] for score in point["scores"]]
+
+
+def test_a_sweep_of_the_source_weight_learns_the_last_merge_anew(finished: Path) -> None:
+    """At the run's own μ it gives the run's own result."""
+    before = hash_file(finished / "ledger.json")
+    given = [value for weight in (0, 1, 20) for value in ("--source-weight", str(weight))]
+    result = CliRunner().invoke(app, ["shrink", str(finished), *given])
+    assert result.exit_code == 0, result.output
+    points = {p["label"]: p for p in json.loads((finished / "shrink.json").read_text())["points"] if not p["scale"]}
+    ours = read_record(finished / "iterations" / "02" / "eval.json")
+    assert ours is not None
+    assert scores(points["1"]) == scores(ours)
+    assert len({tuple(scores(point)) for point in points.values()}) == 3
+    assert "μ 20" in result.output
+    assert hash_file(finished / "ledger.json") == before
+    assert [one["kind"] for one in collect(finished)["shrink"] if one["label"] == "20"] == ["learned"]
+
+
+def test_the_chosen_model_stays(finished: Path, tmp_path: Path) -> None:
+    shrink(finished, source_weights=[1], output=tmp_path / "chosen")
+    chosen = hash_file(tmp_path / "chosen/model.safetensors")
+    assert chosen == hash_file(finished / "model/model.safetensors")
+    shrink(finished, [0], output=tmp_path / "chosen")  # an earlier result may be replaced
+    assert hash_file(tmp_path / "chosen/model.safetensors") != chosen
+    assert (tmp_path / "chosen/tokenizer.json").exists()
+    with pytest.raises(UserError, match=r"--output: expected one --scale or one --source-weight, found 2"):
+        shrink(finished, [0.5, 0.6], output=tmp_path / "other")
+    with pytest.raises(UserError, match="expected a new"):
+        shrink(finished, [0.5], output=finished)
 
 
 def test_shrink_wants_a_finished_run(tmp_path: Path) -> None:

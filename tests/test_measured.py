@@ -34,7 +34,7 @@ def test_checkpoints_are_a_curve_in_the_order_of_their_steps(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"kind": "guess"}, "point '0.5': expected one of shrink, checkpoint, ema, found 'guess'"),
+        ({"kind": "guess"}, "point '0.5': expected one of shrink, checkpoint, ema, learned, found 'guess'"),
         ({"scale": None}, "point '0.5': expected a number as scale, found None"),
         ({"kind": "checkpoint", "label": "last"}, "point 'last': expected a step in the label of a checkpoint"),
         ({"scores": []}, "point '0.5': expected scores on the run's evaluation sets, found other sets"),

@@ -185,7 +185,7 @@ def _measured(scores: list[dict[str, Any]], summary: Mapping[str, Any]) -> dict[
 
 
 def _shrink(run: Path, summary: Mapping[str, Any]) -> list[dict[str, Any]] | None:
-    """The other models of the run that were scored: its change scaled by λ, checkpoints, averages of weights."""
+    """The other models of the run that were scored: its change scaled by λ, checkpoints, averages, learned weights."""
     points = read_shrink(run / "shrink.json")
     if points is None:
         return None

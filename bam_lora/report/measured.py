@@ -13,7 +13,7 @@ from bam_lora.report.curve import Curve, Point
 from bam_lora.report.noise import pooled
 from bam_lora.report.records import iteration_folder, read_record, read_shrink
 
-_KINDS = ("shrink", "checkpoint", "ema")
+_KINDS = ("shrink", "checkpoint", "ema", "learned")
 # A model scored twice is not two points: the base is λ = 0, the final model λ = 1.
 _BASE_SCALE, _FINAL_SCALE = 0.0, 1.0
 
@@ -67,7 +67,7 @@ def point(scores: Sequence[Mapping[str, Any]]) -> Point | None:
 
 
 def _curves(name: str, base: Point, final: Point, points: Sequence[Mapping[str, Any]]) -> tuple[Curve, ...]:
-    """The shrink curve, the checkpoints from the base on, the averages of weights; single points where none is."""
+    """The shrink curve, the checkpoints from the base on, the averages, the learned weights; else single points."""
     placed = {kind: [_placed(item) for item in points if item["kind"] == kind] for kind in _KINDS}
     shrink = [(_BASE_SCALE, base), (_FINAL_SCALE, final)]
     inner = [(scale, place) for scale, place in placed["shrink"] if scale not in (_BASE_SCALE, _FINAL_SCALE)]
@@ -78,8 +78,7 @@ def _curves(name: str, base: Point, final: Point, points: Sequence[Mapping[str, 
     if placed["checkpoint"]:
         steps = sorted(placed["checkpoint"], key=lambda pair: pair[0])
         curves.append([base, *(place for _, place in steps)])
-    if placed["ema"]:
-        curves.append([place for _, place in placed["ema"]])
+    curves += [[place for _, place in placed[kind]] for kind in ("ema", "learned") if placed[kind]]
     return tuple(Curve(name, tuple(places)) for places in curves)
 
 

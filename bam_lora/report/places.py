@@ -12,12 +12,14 @@ from bam_lora.report import format as fmt
 from bam_lora.report.figure import Report, Runs, short
 from bam_lora.report.svg import Point, Series, swatch
 
-BASE, ITERATION, SHRINK, CHECKPOINT, EMA = "base", "iteration", "shrink", "checkpoint", "ema"
-_LOOKS = {SHRINK: "thin", CHECKPOINT: "thin", EMA: "plus"}
+BASE, ITERATION = "base", "iteration"
+SHRINK, CHECKPOINT, EMA, LEARNED = "shrink", "checkpoint", "ema", "learned"
+_LOOKS = {SHRINK: "thin", CHECKPOINT: "thin", EMA: "plus", LEARNED: "thin"}
 _MEANINGS = {
     SHRINK: "whole change scaled by λ",
     CHECKPOINT: "checkpoint",
     EMA: "average of checkpoints (EMA)",
+    LEARNED: "last merge learned, source weight μ",
 }
 # The base is λ = 0, the newest merged model λ = 1: measured twice they are still one place.
 _OWN_SCALES = (0.0, 1.0)
@@ -38,7 +40,9 @@ class Place:
     @property
     def mark(self) -> str:
         """What stands beside its mark."""
-        return {SHRINK: f"λ {self.label}", CHECKPOINT: "", EMA: ""}.get(self.kind, self.label)
+        return {SHRINK: f"λ {self.label}", LEARNED: f"μ {self.label}", CHECKPOINT: "", EMA: ""}.get(
+            self.kind, self.label
+        )
 
 
 Axis = Callable[[Place], float | None]
@@ -86,12 +90,12 @@ def curves(found: list[Place]) -> list[list[Place]]:
     """
     final = [one for one in found if one.kind == ITERATION][-1:]
     base = [one for one in found if one.kind == BASE]
-    by_kind = {kind: [one for one in found if one.kind == kind] for kind in (SHRINK, CHECKPOINT, EMA)}
+    by_kind = {kind: [one for one in found if one.kind == kind] for kind in (SHRINK, CHECKPOINT, EMA, LEARNED)}
     shrink = sorted(by_kind[SHRINK], key=lambda one: one.scale or 0.0)
     ends = [[*base, *shrink, *final]] if shrink else [base, final]
     steps = sorted(by_kind[CHECKPOINT], key=_step)
     checkpoints = [[*base, *steps]] if steps else []
-    return [line for line in (*ends, *checkpoints, by_kind[EMA]) if line]
+    return [line for line in (*ends, *checkpoints, by_kind[EMA], by_kind[LEARNED]) if line]
 
 
 def _step(one: Place) -> int:
@@ -106,7 +110,7 @@ def run_series(runs: Runs, x: Axis, y: Axis) -> list[Series]:
         found = places(report)
         for kind, look in _LOOKS.items():
             chosen = [one for one in found if one.kind == kind]
-            if kind == SHRINK and chosen:
+            if kind in (SHRINK, LEARNED) and chosen:
                 line = next(line for line in curves(found) if chosen[0] in line)
                 # The ends are marked as base and last iteration: here they only carry the line.
                 joined = _points(line, x, y, "")
@@ -150,5 +154,7 @@ def kinds_legend(runs: Runs) -> list[tuple[Markup, str]]:
     entries = []
     for kind, look in _LOOKS.items():
         if kind in kinds:
-            entries.append((swatch(slot, look, line=kind == SHRINK, hollow=kind == CHECKPOINT), _MEANINGS[kind]))
+            entries.append(
+                (swatch(slot, look, line=kind in (SHRINK, LEARNED), hollow=kind == CHECKPOINT), _MEANINGS[kind])
+            )
     return entries

@@ -266,15 +266,17 @@ def _by_key(title: str, values: Sequence[Mapping[str, Any]], reports: Sequence[R
 
 
 def shrink_table(reports: Sequence[Report]) -> Table:
-    """One row a model of `shrink.json`: the change scaled by λ, checkpoints, averages of weights."""
+    """One row a model of `shrink.json`: the change scaled by λ, checkpoints, averages, learned weights."""
     rows = []
     for report in reports:
         for point in report["shrink"] or []:
-            kind = {"shrink": "λ", "ema": "EMA"}.get(point["kind"], point["kind"])
+            kind = {"shrink": "λ", "ema": "EMA", "learned": "μ"}.get(point["kind"], point["kind"])
             scores = [_score(point[role], point[f"{role}_stderr"]) for role in ("target", "source")]
             changes = [_number(fmt.signless(point[key]), point[key]) for key in ("learned", "forgotten")]
             name = Cell(f"{kind} {point['label']}")
             rows.append([*_run(report, reports), name, *scores, *changes, _norm(point["delta_norm"])])
     columns = [*_run_column(reports), "Model", "Target", "Source", "Learned", "Forgotten", "|ΔW|"]
     note = "Bits per byte. λ: the newest model with its whole change since the original base multiplied by λ."
+    if any(point["kind"] == "learned" for report in reports for point in report["shrink"] or []):
+        note += " μ: the last merge with learned weights, at this weight of the source text."
     return Table("Models beside the run’s own", columns, rows, note)

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bam_lora.report.envelope_text import alone, envelope_sentences, envelope_table
-from bam_lora.report.tables import Cell, Table, cost_table, pairs_table, summary_table
+from bam_lora.report.tables import Cell, Table, cost_table, pairs_table, shrink_table, summary_table
 from bam_lora.report.verdict import verdict
 
 _WIDTH = 88
@@ -27,6 +27,8 @@ def render_text(reports: Sequence[Mapping[str, Any]], comparison: Mapping[str, A
     parts = [_wrapped(verdict(reports, comparison)), _drawn(summary_table(reports))]
     if comparison is None:
         parts.insert(1, _wrapped(alone(reports)))
+        if any(report["shrink"] for report in reports):
+            parts.append(_drawn(shrink_table(reports)))
     else:
         parts += [_drawn(pairs_table(comparison)), _drawn(envelope_table(comparison))]
         parts.append("\n".join(_wrapped(sentence) for sentence in envelope_sentences(comparison)))

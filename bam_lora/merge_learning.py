@@ -1,0 +1,101 @@
+"""Learned weights for one merge of a run: which branches take part, and the settings that the recipe gives.
+
+Also for a finished run, to see what its last merge would have been with another μ (`bam-lora shrink --source-weight`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from bam_lora.adapters import Adapter, Factors
+from bam_lora.branch import ADAPTER
+from bam_lora.learned_weights import LearnedWeights, LearningSettings, learn_weights, split_selection
+from bam_lora.plan import IterationPlan, Plan, derive_seed
+from bam_lora.recipe import Recipe
+from bam_lora.rundir import RunDirectory
+from bam_lora.scoring import Windowed
+
+# Training an adapter takes 16 bytes a parameter (weights, gradients, two averages of Adam); so many frozen ones, of 2
+# or 4 bytes, take no more.
+_ROOM = {"bfloat16": 8, "float16": 8, "float32": 4}
+
+
+def branch_folders(directory: RunDirectory, iteration: IterationPlan) -> list[Path]:
+    """The adapters of an iteration's branches, in branch order."""
+    return [directory.branch(branch.iteration, branch.branch) / ADAPTER for branch in iteration.branches]
+
+
+def past_folders(directory: RunDirectory, plan: Plan, number: int, dtype: str) -> list[Path]:
+    """The adapters of the iterations before `number`, the newest first, as many as there is room for.
+
+    Args:
+        directory: The run.
+        plan: Its plan.
+        number: The iteration that is merged.
+        dtype: What the deltas are held in while weights are learned.
+    """
+    earlier = [branch for one in plan.iterations[: number - 1] for branch in one.branches]
+    earlier.sort(key=lambda branch: (-branch.iteration, branch.branch))
+    room = max(0, _ROOM[dtype] - len(plan.iterations[number - 1].branches))
+    return [directory.branch(branch.iteration, branch.branch) / ADAPTER for branch in earlier][:room]
+
+
+class _Factors(Mapping[str, Sequence[Factors | None]]):
+    """The branches' factors by weight name, read when they are asked for: memory never holds all of them in fp32."""
+
+    def __init__(self, adapters: Sequence[Adapter]) -> None:
+        self._adapters = adapters
+        self._names = sorted({name for adapter in adapters for name in adapter.names})
+
+    def __getitem__(self, name: str) -> Sequence[Factors | None]:
+        return [adapter.factors(name) for adapter in self._adapters]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+def learn_merge(
+    model: Any,
+    adapters: Sequence[Adapter],
+    weights: Sequence[float],
+    selection: Windowed,
+    recipe: Recipe,
+    iteration: IterationPlan,
+    wanted: Mapping[str, Any],
+    *,
+    on_step: Callable[[int, int], None],
+) -> LearnedWeights:
+    """Learns the weights of one merge on the selection sets.
+
+    Args:
+        model: The quantised base that the iteration's branches were trained on.
+        adapters: The branches', then those of earlier iterations, which are in the base already: what is learned for
+            them is a correction, from zero.
+        weights: What the branches' own start from.
+        selection: The selection sets.
+        recipe: The run's.
+        iteration: The iteration.
+        wanted: `bam.merge.learned`, as plain values.
+        on_step: Called with the step that begins and the number of steps.
+    """
+    seed = derive_seed(recipe.seed, "learned weights", iteration.iteration)
+    settings = LearningSettings(
+        source_weight=wanted["source_weight"],
+        groups=wanted["groups"],
+        steps=wanted["steps"],
+        windows=wanted["windows"],
+        learning_rate=wanted["learning_rate"],
+        tokens=int(wanted["share"] * sum(iteration.tokens)),
+        seed=seed,
+        batch_tokens=recipe.training.per_device_train_batch_size * recipe.data.sequence_length,
+        dtype=recipe.quantization.compute_dtype,
+        checkpointing=recipe.training.checkpointing,
+    )
+    start = [*weights, *[0.0] * (len(adapters) - len(weights))]
+    parts = split_selection(selection, wanted["held_out"], seed)
+    return learn_weights(model, _Factors(adapters), start, parts, settings, on_step=on_step)
