@@ -31,6 +31,8 @@ _CHECKS = 4  # looks at what is held out, after the one at the start
 _CHECKING = 0.25  # share of the budget for them
 # float16 gradients of a loss per byte would underflow; to Adam a constant factor is nothing.
 _SCALE = {"float16": 4096.0}
+# Every new shape of a batch costs the backend kernels and memory of its own, so there are few.
+_MULTIPLE = 64
 _FEWEST_STEPS = 8  # below which a step sees fewer windows
 
 
@@ -279,7 +281,7 @@ def _batches(windows: Sequence[Window], tokens: int) -> Iterator[Sequence[Window
 
 def _bits(view: Any, rows: Sequence[Window], dtype: str) -> torch.Tensor:
     """Bits of the scored tokens of a batch of windows."""
-    ids, mask = pad_windows(rows, 0)
+    ids, mask = pad_windows(rows, 0, _MULTIPLE)
     labels = torch.full_like(ids, -100)
     for row, window in enumerate(rows):
         labels[row, len(window.context) : window.length] = torch.tensor(window.scored)
