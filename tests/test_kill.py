@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -64,15 +65,28 @@ def hashes(output: Path) -> dict[str, str]:
     return {path.name: hash_file(path) for path in sorted((output / "model").glob("*.safetensors"))}
 
 
+# Learning the merge weights is given so much to do that about half of the blows fall on it.
+LEARNED = {
+    "bam": {"merge": {"weights": "learned", "learned": {"steps": 60, "share": 10.0}}},
+    "selection": {
+        "target": [{"path": "select.de.jsonl", "set": "german"}],
+        "source": [{"path": "select.en.jsonl", "set": "english"}],
+    },
+}
+
+
+@pytest.mark.parametrize("merge", [{}, LEARNED], ids=["uniform", "learned"])
 @pytest.mark.parametrize("seed", [0, 1])
-def test_killed_runs_end_with_the_same_bytes(tiny_base: Path, tmp_path: Path, seed: int) -> None:
-    write_jsonl(tmp_path / "german.jsonl", GERMAN)
-    write_jsonl(tmp_path / "test.jsonl", ENGLISH[:4])
+def test_killed_runs_end_with_the_same_bytes(tiny_base: Path, tmp_path: Path, seed: int, merge: dict[str, Any]) -> None:
+    for name, texts in (("german", GERMAN[8:]), ("test", ENGLISH[:4])):
+        write_jsonl(tmp_path / f"{name}.jsonl", texts)
+    for name, texts in (("select.de", GERMAN[:8]), ("select.en", ENGLISH[4:12])):
+        write_jsonl(tmp_path / f"{name}.jsonl", texts)
     recipe = {
         "base": str(tiny_base),
         "output": "unused",
         "data": {"target": [{"path": "german.jsonl"}], "sequence_length": 64},
-        "bam": {"slices": 4, "branches": 2},
+        "bam": {"slices": 4, "branches": 2, **merge.get("bam", {})},
         "lora": {"r": 8},
         "training": {
             "learning_rate": 5e-3,
@@ -82,6 +96,7 @@ def test_killed_runs_end_with_the_same_bytes(tiny_base: Path, tmp_path: Path, se
             "save_steps": 10,
         },
         "evaluation": {"source": [{"path": "test.jsonl"}]},
+        **{name: value for name, value in merge.items() if name != "bam"},
     }
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     seconds = run_untouched(tmp_path / "recipe.yaml", tmp_path / "untouched")

@@ -1,0 +1,48 @@
+"""The plots of docs/results.md: one a regime, learned against forgotten, means over the seeds."""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from bam_lora.report.svg import Axes, Point, Series, plot
+
+
+def write_plot(path: Path, regime: str, arms: dict[str, Any]) -> None:
+    """Writes an SVG with a line for each curve (λ) and a mark for each model that is judged.
+
+    Args:
+        path: The file.
+        regime: Its name.
+        arms: {name: {"runs": [...], ...}} as in the results file.
+    """
+    series = [drawn for slot, (name, arm) in enumerate(arms.items()) for drawn in series_of(name, slot, arm["runs"])]
+    axes = Axes("learned (target bits per byte)", "forgotten (source bits per byte)", corner="better ↘")
+    title = f"Regime {regime}: learned against forgotten"
+    told = [point.text for one in series for point in one.points if point.text]
+    svg = plot(series, axes, ident=f"forgetting-{regime}", title=title, description=". ".join(told))
+    style = (resources.files("bam_lora.report") / "templates" / "report.css").read_text(encoding="utf-8")
+    head = '<svg xmlns="http://www.w3.org/2000/svg" '
+    page = '<rect width="100%" height="100%" style="fill: var(--page)"/>'
+    body = str(svg).replace("<svg ", head, 1).replace("</desc>", f"</desc><style>{style}</style>{page}", 1)
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(body + "\n", encoding="utf-8")
+
+
+def series_of(name: str, slot: int, runs: list[dict[str, Any]]) -> list[Series]:
+    """An arm's λ-curve, its averages of checkpoints left out, and its final model."""
+    before = [fmean(run[f"{role}_before"] for run in runs) for role in ("target", "source")]
+    scales = sorted({point["scale"] for run in runs for point in run["curve"] if point["scale"] is not None})
+    places = []
+    for scale in scales:
+        found = [point for run in runs for point in run["curve"] if point["scale"] == scale]
+        if len(found) == len(runs):
+            target, source = (fmean(point[role] for point in found) for role in ("target", "source"))
+            places.append((before[0] - target, source - before[1]))
+    last = fmean(run["learned"] for run in runs), fmean(run["forgotten"] for run in runs)
+    text = f"{name}: learned {last[0]:.3f}, forgotten {last[1]:.3f}"
+    mark = Series(name, slot, [Point(*last, text, label=name)])
+    curve = [Series(name, slot, [Point(*place, "") for place in [*places, last]], marks=False, look="thin")]
+    return [*(curve if scales else []), mark]
