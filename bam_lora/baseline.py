@@ -60,8 +60,9 @@ def probe_baseline(root: Path, recipe: Recipe, share: float) -> dict[str, Any]:
         run(probe, folders[name], progress=RunProgress(title=f"baseline {name}"))
     shrink(folders["single"], SCALES, progress=RunProgress(title="baseline single"))
     comparison = compare(list(folders.values()))
-    entry = next(one for one in comparison["envelope"] if one["group"] != comparison["envelope"][0]["group"])
-    tokens = comparison["runs"][1]["cost"]["train_tokens"]
+    own = comparison["runs"][list(probes).index(recipe.strategy)]
+    entry = next(one for one in comparison["envelope"] if own["name"] in one["runs"])
+    tokens = own["cost"]["train_tokens"]
     learned = recipe.bam.merge.weights == "learned"
     note = (
         "The single run did not train on the selection text that the recipe learns its weights from."

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
-from itertools import pairwise
 from statistics import fmean
 from typing import Any
 
 from bam_lora.report import format as fmt
+from bam_lora.report.curve import Curve, lower_envelope
+from bam_lora.report.curve import Point as Measure
 from bam_lora.report.figure import Figure, Runs
 from bam_lora.report.places import Axis, Place, curves, kinds_legend, places, run_series
 from bam_lora.report.svg import Axes, Point, Series, plot, swatch
@@ -73,14 +75,9 @@ def envelope_at(lines: Iterable[Sequence[Place]], learned: float) -> float | Non
     Returns:
         None where no line comes that far.
     """
-    found = []
-    for line in lines:
-        found += [one.forgotten for one in line if one.learned >= learned]
-        for a, b in pairwise(line):
-            if min(a.learned, b.learned) < learned < max(a.learned, b.learned):
-                share = (learned - a.learned) / (b.learned - a.learned)
-                found.append(a.forgotten + share * (b.forgotten - a.forgotten))
-    return min(found, default=None)
+    joined = [Curve("", tuple(Measure(-one.learned, one.forgotten) for one in line)) for line in lines]
+    match = lower_envelope(joined, -learned, math.inf)
+    return None if match is None else match.source
 
 
 def _envelopes(runs: Runs) -> tuple[list[Series], list[Series]]:
