@@ -102,10 +102,10 @@ def cells_of(grid: dict[str, Any], subset: str | None) -> list[Cell]:
         sys.exit(f"error: --subset: expected one of {', '.join(grid['subsets'])}, found {subset}")
     chosen = grid["subsets"][subset] if subset else {}
     return [
-        make_cell(regime, name, seed, settings, arm)
+        make_cell(regime, name, seed, where, arm)
         for seed in chosen.get("seeds", grid["seeds"])
-        for regime, settings in grid["regimes"].items()
-        if regime in chosen.get("regimes", grid["regimes"])
+        for regime, where in grid["regimes"].items()
+        if regime in chosen.get("regimes", grid["regimes"]) and seed in where.get("seeds", grid["seeds"])
         for name, arm in grid["arms"].items()
         if name in chosen.get("arms", grid["arms"]) and regime in arm.get("regimes", grid["regimes"])
         if seed in arm.get("seeds", grid["seeds"])
@@ -118,11 +118,11 @@ def bases_of(grid: dict[str, Any], cells: list[Cell]) -> list[Cell]:
     return [Cell(BASES, name, 0, grid["bases"][name], [], False, None) for name in named]
 
 
-def make_cell(regime: str, name: str, seed: int, settings: dict[str, Any], arm: dict[str, Any]) -> Cell:
+def make_cell(regime: str, name: str, seed: int, where: dict[str, Any], arm: dict[str, Any]) -> Cell:
     checkpoints = arm.get("checkpoints", False)
     kept = {"keep.checkpoints": True} if checkpoints else {}
-    settings = {**settings, **arm["set"], **arm.get("in", {}).get(regime, {}), **kept}
-    return Cell(regime, name, seed, settings, arm.get("shrink", []), checkpoints, settings.pop("made_base", None))
+    settings = {**where["set"], **arm["set"], **kept}
+    return Cell(regime, name, seed, settings, arm.get("shrink", []), checkpoints, where.get("base"))
 
 
 def carry_out(cell: Cell, output: Path, threads: str) -> None:
