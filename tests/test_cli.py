@@ -117,6 +117,13 @@ def test_run_status_report_compare_fold_merge_eval(recipe_file: Path, tmp_path: 
     checked = call("check", recipe_file)
     assert checked.exit_code == 0, checked.output
     assert "2 slices, 2 branches, 1 iterations" in checked.output
+    assert "without replay much is forgotten" in checked.output
+    write_jsonl(tmp_path / "more.jsonl", ENGLISH[2:8])
+    source = f"[{{path: {tmp_path / 'more.jsonl'}}}]"
+    extra = [f"data.replay={source}", "data.replay_share=0.1", f"selection.source={source}"]
+    checked = call("check", recipe_file, *[word for change in extra for word in ("--set", change)])
+    assert "without replay" not in checked.output
+    assert "selection   " in checked.output
     result = call("run", recipe_file)
     assert result.exit_code == 0, result.output
     root = tmp_path / "run"
