@@ -72,6 +72,11 @@ def _from_hub(name: str, revision: str | None) -> BaseFiles:
     return BaseFiles(name, folder, folder.name)
 
 
+def weight_bytes(folder: Path) -> int:
+    """The size of a model's weight files."""
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+
+
 def file_hashes(base: BaseFiles, cache: Path) -> dict[str, dict[str, Any]]:
     """Size and SHA-256 of the base's weights, config and tokenizer files, by name.
 

@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from bam_lora.base import find_base, load_tokenizer, require_fitting_base, require_targets
+from bam_lora.base import find_base, load_tokenizer, require_fitting_base, require_targets, weight_bytes
 from bam_lora.checkpoint import Checkpoint, open_checkpoint
 from bam_lora.errors import UserError
 from bam_lora.ledger import LEDGER_FILE
@@ -121,7 +121,7 @@ def _plan_lines(recipe: Recipe) -> list[str]:
 
 
 def _disk_lines(recipe: Recipe, folder: Path, checkpoint: Checkpoint) -> list[str]:
-    weights = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    weights = weight_bytes(folder)
     matrices = [r.shape for name, r in checkpoint.tensors().items() if len(r.shape) == 2 and "embed" not in name]
     adapter = sum(recipe.lora.r * (rows + columns) * 4 for rows, columns in matrices)
     # While one iteration's model is folded the one before it is still there; optimizer states are twice the adapter.

@@ -13,6 +13,7 @@ from bam_lora.base import (
     load_tokenizer,
     require_fitting_base,
     require_targets,
+    weight_bytes,
 )
 from bam_lora.errors import UserError
 from bam_lora.interrupt import StopRequest, stop_on_signals
@@ -121,7 +122,7 @@ def _prepare(directory: RunDirectory, recipe: Recipe, progress: RunProgress, sto
     progress.stage("looking at the base")
     threads = fix_threads(directory)
     ledger, original, start = _open_base(directory, recipe)
-    weights = sum(file.stat().st_size for file in original.folder.glob("*.safetensors"))
+    weights = weight_bytes(original.folder)
     require_space(directory.root, weights + weights // 4, "the folded model and the adapters")
     tokenizer = load_tokenizer(start)
     require_fitting_base(recipe.base, start, tokenizer, recipe.data.sequence_length)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from bam_lora.adapters import Adapter
-from bam_lora.base import Loading, context_length, find_base, load_model, load_tokenizer
+from bam_lora.base import Loading, context_length, find_base, load_model, load_tokenizer, weight_bytes
 from bam_lora.errors import UserError
 from bam_lora.fold_shard import Changes
 from bam_lora.folding import fold_into
@@ -22,6 +22,7 @@ from bam_lora.merge_methods import Coefficients, stack
 from bam_lora.plan import Plan
 from bam_lora.progress import RunProgress
 from bam_lora.recipe import load_recipe
+from bam_lora.report.format import scores_line
 from bam_lora.report.records import read_record as read_whole_record
 from bam_lora.rundir import RunDirectory
 from bam_lora.scoring import Windowed, score_sets
@@ -128,11 +129,7 @@ class PointScorer:
                 dtype=self.how.compute_dtype,
                 on_batch=lambda count: self.stop.check(),
             )
-        self.progress.say(
-            f"{kind} {label}: "
-            + ", ".join(f"{s['set']} {s['bits_per_byte']:.4f}" for s in scores["scores"])
-            + " bits per byte"
-        )
+        self.progress.say(f"{kind} {label}: {scores_line(scores['scores'])}")
         point = {"kind": kind, "label": label, "scale": scale, "delta_norm": facts["delta_norm"]}
         points = [*others, {**point, "scores": scores["scores"]}]
         points.sort(key=_place)
@@ -143,8 +140,7 @@ class PointScorer:
     def folded(self, changes: Changes, key: str, keep: Path | None = None) -> Iterator[tuple[Path, dict[str, Any]]]:
         """A folded model and the fold's facts, at `keep` or else for as long as it is needed."""
         folder = keep or self.directory.root / ".shrink"
-        size = sum(file.stat().st_size for file in self.original.folder.glob("*.safetensors"))
-        require_space(folder.parent, size, "a folded model")
+        require_space(folder.parent, weight_bytes(self.original.folder), "a folded model")
         try:
             yield folder, fold_into(self.original.folder, changes, folder, key=key)
         finally:

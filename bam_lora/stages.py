@@ -18,6 +18,7 @@ from bam_lora.packing import load_rows
 from bam_lora.plan import BranchPlan, Plan, warmup_steps
 from bam_lora.progress import RunProgress
 from bam_lora.recipe import Recipe
+from bam_lora.report.format import scores_line
 from bam_lora.rundir import RunDirectory
 from bam_lora.scoring import Windowed, sample_texts, score_sets
 from bam_lora.scoring_sets import scoring_load, training_load
@@ -158,8 +159,7 @@ def score_model(context: Context, iteration: int, branch: int | None = None) -> 
         )
     record = {"format": 1, "iteration": iteration, "branch": branch, "precision": context.recipe.evaluation.precision}
     write_record(folder / "eval.json", key, {**record, "linear_modules": count_linear_modules(model), **scores})
-    summary = ", ".join(f"{s['set']} {s['bits_per_byte']:.4f}" for s in scores["scores"])
-    context.progress.say(f"{_name(iteration, branch)}: {summary} bits per byte")
+    context.progress.say(f"{_name(iteration, branch)}: {scores_line(scores['scores'])}")
 
 
 def score_branch(context: Context, branch: BranchPlan) -> None:

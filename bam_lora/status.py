@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bam_lora.errors import UserError
+from bam_lora.report.format import scores_line
 from bam_lora.store import MANIFEST, read_record
 
 
@@ -70,8 +71,7 @@ def _newest_scores(root: Path, plan: dict[str, Any]) -> str | None:
         record = read_record(root / "iterations" / f"{number:02}" / "eval.json")
         if record:
             where = f"after iteration {number}" if number else "base"
-            values = ", ".join(f"{score['set']} {score['bits_per_byte']:.4f}" for score in record["scores"])
-            return f"{where}: {values} bits per byte"
+            return f"{where}: {scores_line(record['scores'])}"
     return None
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+from typing import Any
+
 MISSING = "–"
 MINUS = "−"
 _KIB = 1024
@@ -72,3 +75,8 @@ def _three_digits(value: float) -> str:
 def _minus(text: str) -> str:
     """A true minus sign, and none before a zero."""
     return text.replace("-", MINUS) if text.strip("-+0.% ") else text.replace("-", "")
+
+
+def scores_line(scores: Iterable[Mapping[str, Any]]) -> str:
+    """The scores of one model as one line, such as "german 1.9801, english 1.2064 bits per byte"."""
+    return ", ".join(f"{score['set']} {score['bits_per_byte']:.4f}" for score in scores) + " bits per byte"
