@@ -42,7 +42,8 @@ class Cell:
     settings: dict[str, Any]
     scales: list[float]
     checkpoints: bool
-    base: str | None  # one of the grid's bases, made by a run of its own
+    base: str | None = None  # one of the grid's bases, made by a run of its own
+    against: tuple[str, ...] = ()  # rivals that it is also judged against alone
 
     def folder(self, output: Path) -> Path:
         """Its run directory."""
@@ -97,15 +98,16 @@ def provenance_of(allow_dirty: bool, command: str) -> dict[str, Any]:
 
 
 def cells_of(grid: dict[str, Any], subset: str | None) -> list[Cell]:
-    """The runs of the grid, seed by seed, and of each seed regime by regime."""
+    """The runs of the grid, regime by regime, and of each regime seed by seed."""
     if subset is not None and subset not in grid["subsets"]:
         sys.exit(f"error: --subset: expected one of {', '.join(grid['subsets'])}, found {subset}")
     chosen = grid["subsets"][subset] if subset else {}
     return [
         make_cell(regime, name, seed, where, arm)
-        for seed in chosen.get("seeds", grid["seeds"])
         for regime, where in grid["regimes"].items()
-        if regime in chosen.get("regimes", grid["regimes"]) and seed in where.get("seeds", grid["seeds"])
+        if regime in chosen.get("regimes", grid["regimes"])
+        for seed in chosen.get("seeds", grid["seeds"])
+        if seed in where.get("seeds", grid["seeds"])
         for name, arm in grid["arms"].items()
         if name in chosen.get("arms", grid["arms"]) and regime in arm.get("regimes", grid["regimes"])
         if seed in arm.get("seeds", grid["seeds"])
@@ -115,14 +117,15 @@ def cells_of(grid: dict[str, Any], subset: str | None) -> list[Cell]:
 def bases_of(grid: dict[str, Any], cells: list[Cell]) -> list[Cell]:
     """The runs that make the bases of these cells, each before any cell is run."""
     named = dict.fromkeys(cell.base for cell in cells if cell.base)
-    return [Cell(BASES, name, 0, grid["bases"][name], [], False, None) for name in named]
+    return [Cell(BASES, name, 0, grid["bases"][name], [], False) for name in named]
 
 
 def make_cell(regime: str, name: str, seed: int, where: dict[str, Any], arm: dict[str, Any]) -> Cell:
     checkpoints = arm.get("checkpoints", False)
     kept = {"keep.checkpoints": True} if checkpoints else {}
     settings = {**where["set"], **arm["set"], **kept}
-    return Cell(regime, name, seed, settings, arm.get("shrink", []), checkpoints, where.get("base"))
+    return Cell(regime, name, seed, settings, arm.get("shrink", []), checkpoints, where.get("base"),
+                tuple(arm.get("against", ())))  # fmt: skip
 
 
 def carry_out(cell: Cell, output: Path, threads: str) -> None:
@@ -171,12 +174,21 @@ def judged(cells: list[Cell], output: Path) -> dict[str, Any]:
             others = [cell for cell in rivals if cell.arm != name and cell.seed in wanted and seeds[cell.arm] >= wanted]
             arms[name] = {"runs": [summary(cell, output) for cell in own], "rival": bool(own[0].scales)}
             if others and not own[0].scales:
-                comparison = compare([cell.folder(output) for cell in (*own, *others)])
-                arms[name]["envelope"] = next(
-                    entry for entry in comparison["envelope"] if any(name in run.split("/") for run in entry["runs"])
-                )
+                arms[name]["envelope"] = against(own, others, output)
+            few = [cell for cell in others if cell.arm in own[0].against]
+            if few:
+                arms[name]["against"] = {"arms": own[0].against, "envelope": against(own, few, output)}
         result[regime] = arms
     return result
+
+
+def against(own: list[Cell], others: list[Cell], output: Path) -> dict[str, Any]:
+    """What `bam-lora compare` says of an arm beside its rivals."""
+    comparison = compare([cell.folder(output) for cell in (*own, *others)])
+    entry: dict[str, Any] = next(
+        entry for entry in comparison["envelope"] if any(own[0].arm in run.split("/") for run in entry["runs"])
+    )
+    return entry
 
 
 def summary(cell: Cell, output: Path) -> dict[str, Any]:

@@ -52,19 +52,29 @@ def table(arms: dict[str, Any]) -> str:
     ]
     notes: list[str] = []
     for name, arm in arms.items():
-        judgement = "| rival | |" if arm["rival"] else "| | not compared |"
+        numbers = " | ".join(with_interval(arm["runs"], key) for key in NUMBERS)
         entry = arm.get("envelope")
-        if entry and entry["envelope_source"] is not None:
-            low, high = entry["interval"] or (None, None)
-            interval = "" if low is None else f" [{low:+.3f}, {high:+.3f}] over {entry['n']} {entry['interval_over']}"
-            judgement = f"{entry['envelope_source']:.3f} | {entry['difference']:+.3f}{interval} | {entry['verdict']} |"
-        elif not arm["rival"]:
-            judgement = f"| | {entry['reason'] if entry else 'not compared'} |"
+        lines.append(f"| `{name}` | {len(arm['runs'])} | {numbers} | {judgement(entry, rival=arm['rival'])}")
         if entry and entry["reason"] and entry["envelope_source"] is not None:
             notes.append(f"`{name}`: {entry['reason']}.")
-        numbers = " | ".join(with_interval(arm["runs"], key) for key in NUMBERS)
-        lines.append(f"| `{name}` | {len(arm['runs'])} | {numbers} | {judgement}")
+        if "against" in arm:
+            rivals = ", ".join(f"`{rival}`" for rival in arm["against"]["arms"])
+            verdict = judgement(arm["against"]["envelope"], rival=False)
+            lines.append(f"| the same against {rivals} alone | | | | | | {verdict}")
     return "\n".join([*lines, *(["", *notes] if notes else [])]) + "\n"
+
+
+def judgement(entry: dict[str, Any] | None, *, rival: bool) -> str:
+    """The last three cells of a row: envelope, difference with its interval, verdict."""
+    if rival:
+        return "| rival | |"
+    if entry is None or entry["envelope_source"] is None:
+        return f"| | {entry['reason'] if entry else 'not compared'} |"
+    low, high = entry["interval"] or (None, None)
+    interval = "" if low is None else f" [{low:+.3f}, {high:+.3f}] over {entry['n']} {entry['interval_over']}"
+    share = entry["less_forgetting"]
+    less = "" if share is None else f", {abs(share):.0%} {'less' if share >= 0 else 'more'} forgetting"
+    return f"{entry['envelope_source']:.3f} | {entry['difference']:+.3f}{interval} | {entry['verdict']}{less} |"
 
 
 def with_interval(runs: list[dict[str, Any]], key: str) -> str:
