@@ -73,7 +73,7 @@ def judgement(entry: dict[str, Any] | None, *, rival: bool) -> str:
     low, high = entry["interval"] or (None, None)
     interval = "" if low is None else f" [{low:+.3f}, {high:+.3f}] over {entry['n']} {entry['interval_over']}"
     share = entry["less_forgetting"]
-    less = "" if share is None else f", {abs(share):.0%} {'less' if share >= 0 else 'more'} forgetting"
+    less = "" if share is None else f", {100 * abs(share):.0f} % {'less' if share >= 0 else 'more'} forgetting"
     return f"{entry['envelope_source']:.3f} | {entry['difference']:+.3f}{interval} | {entry['verdict']}{less} |"
 
 
