@@ -11,14 +11,16 @@ from bam_lora.report.svg import Axes, Point, Series, plot
 
 
 def write_plot(path: Path, regime: str, arms: dict[str, Any]) -> None:
-    """Writes an SVG with a line for each curve (λ) and a mark for each model that is judged.
+    """Writes an SVG of the arms with the most seeds: a line for each λ-curve, a mark for each final model.
 
     Args:
         path: The file.
         regime: Its name.
         arms: {name: {"runs": [...], ...}} as in the results file.
     """
-    series = [drawn for slot, (name, arm) in enumerate(arms.items()) for drawn in series_of(name, slot, arm["runs"])]
+    most = max(len(arm["runs"]) for arm in arms.values())
+    shown = {name: arm["runs"] for name, arm in arms.items() if len(arm["runs"]) == most}
+    series = [drawn for slot, (name, runs) in enumerate(shown.items()) for drawn in series_of(name, slot, runs)]
     axes = Axes("learned (target bits per byte)", "forgotten (source bits per byte)", corner="better ↘")
     title = f"Regime {regime}: learned against forgotten"
     told = [point.text for one in series for point in one.points if point.text]
