@@ -2,10 +2,11 @@
 
     BAM_LORA_BENCH_DATA=folder python benchmarks/forgetting/run.py [--subset quick] [--hours 2] [--output DIR]
 
-Runs what grid.yaml lists, seed by seed, in the order in which answers matter. Every run is a run directory of its own,
-started and resumed by `bam-lora run`, its curve by `bam-lora shrink`, so the whole can be stopped and goes on; what is
-finished is kept. Then `bam-lora compare` judges each arm without a curve against all that have one, and the numbers go
-to `results/<date>.json` with provenance and to docs/results.md. With `--report` nothing is run.
+Runs what grid.yaml lists, in the order in which answers matter. Every run is a run directory of its own, started and
+resumed by `bam-lora run`, its curve by `bam-lora shrink`, so the whole can be stopped and goes on; what is finished is
+kept. Then `bam-lora compare` judges each arm without a curve against all that have one, and the numbers go to
+`results/<date>.json` with provenance and to docs/results.md; a subset is only shown, beside what is recorded.
+With `--report` nothing is run.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from tables import write
+from tables import beside_recorded, table, write, write_document
 
 from bam_lora.machine import environment
 from bam_lora.report import compare
@@ -85,7 +86,14 @@ def main() -> None:
     if finished:
         results = {"provenance": provenance, "runs": len(finished), "of": len(cells_of(grid, None)),
                    "regimes": judged(finished, options.output)}  # fmt: skip
-        print(write(results, f"-{options.subset}" if options.subset else ""))
+        path = write(results, f"-{options.subset}" if options.subset else "")
+        if options.subset:
+            print(
+                "\n".join(table(arms) for arms in results["regimes"].values()), beside_recorded(results, path), sep="\n"
+            )
+        else:
+            write_document(results, path)
+        print(path)
 
 
 def provenance_of(allow_dirty: bool, command: str) -> dict[str, Any]:

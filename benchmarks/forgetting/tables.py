@@ -25,15 +25,20 @@ or over the documents (1.96 standard errors) where there is one seed. Difference
 
 
 def write(results: dict[str, Any], suffix: str) -> Path:
-    """Writes `results/<date><suffix>.json` and what docs/results.md shows of it; returns the file's path."""
+    """Writes `results/<date><suffix>.json`; returns its path."""
     target = HERE / "results" / f"{datetime.date.today().isoformat()}{suffix}.json"
     target.parent.mkdir(exist_ok=True)
     target.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    return target
+
+
+def write_document(results: dict[str, Any], path: Path) -> None:
+    """Puts the tables and plots of the results file at `path` into docs/results.md."""
     text = RESULTS.read_text(encoding="utf-8")
     before, rest = text.split(MARKS[0])
     _, after = rest.split(MARKS[1])
-    source = f"From [{target.name}](../benchmarks/forgetting/results/{target.name}), "
-    source += f"{results['runs']} of the grid's {results['of']} runs. {LEGEND}"
+    source = f"From [{path.name}](../benchmarks/forgetting/results/{path.name}), "
+    source += f"{results['runs']} of the grid's {results['of']} runs.\n{LEGEND}"
     parts = [source]
     for regime, arms in results["regimes"].items():
         figure = FIGURES / f"forgetting-{regime}.svg"
@@ -41,7 +46,24 @@ def write(results: dict[str, Any], suffix: str) -> Path:
         shown = f"![Learned against forgotten, regime {regime}]({FIGURES.name}/{figure.name})"
         parts.append(f"**Regime `{regime}`**\n\n{table(arms)}\n{shown}\n")
     RESULTS.write_text(before + MARKS[0] + "\n".join(parts) + MARKS[1] + after, encoding="utf-8")
-    return target
+
+
+def beside_recorded(results: dict[str, Any], path: Path) -> str:
+    """Each run beside the one of the same regime, arm and seed in the newest recorded results of the whole grid."""
+    found = [file for file in sorted((HERE / "results").glob("????-??-??.json")) if file != path]
+    if not found:
+        return "nothing is recorded to compare with"
+    recorded = json.loads(found[-1].read_text(encoding="utf-8"))["regimes"]
+    lines = [f"beside {found[-1].name}: target and source now, then as recorded"]
+    for regime, arms in results["regimes"].items():
+        for name, arm in arms.items():
+            known = {run["seed"]: run for run in recorded.get(regime, {}).get(name, {}).get("runs", [])}
+            for run in arm["runs"]:
+                was = known.get(run["seed"])
+                then = f"{was['target_after']:.4f} {was['source_after']:.4f}" if was else "not recorded"
+                now = f"{run['target_after']:.4f} {run['source_after']:.4f}"
+                lines.append(f"{regime:12} {name:20} seed {run['seed']}  {now}   {then}")
+    return "\n".join(lines)
 
 
 def table(arms: dict[str, Any]) -> str:
