@@ -126,7 +126,7 @@ Weights_ = Annotated[
     list[float] | None,
     typer.Option("--weight", metavar="W", help="Weight of each adapter, in order, used as it is. Default: their mean."),
 ]
-Method_ = Annotated[str, typer.Option(help="Merge method.")]
+Method_ = Annotated[str, typer.Option(help="Merge method: linear, slerp (two adapters), karcher or model_stock.")]
 AnyBase_ = Annotated[bool, typer.Option("--any-base", help="Allow adapters that name another base.")]
 
 

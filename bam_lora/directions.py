@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from bam_lora.adapters import Factors
-from bam_lora.merge_methods import Coefficients
+from bam_lora.coefficients import Coefficients
 
 
 @dataclass(frozen=True)

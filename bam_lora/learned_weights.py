@@ -19,10 +19,10 @@ import numpy as np
 import torch
 
 from bam_lora.adapters import Factors
+from bam_lora.coefficients import Coefficients
 from bam_lora.directions import TrainableDelta
 from bam_lora.errors import UserError
 from bam_lora.evaluate import Window, pad_windows
-from bam_lora.merge_methods import Coefficients
 from bam_lora.scoring import Windowed
 from bam_lora.views import assert_not_repacked, branch_view
 

@@ -19,10 +19,10 @@ from typing import Any
 import torch
 
 from bam_lora.adapters import Adapter, Factors
+from bam_lora.coefficients import Coefficients, gram, stack
 from bam_lora.errors import UserError
 from bam_lora.ledger_history import FORMAT, file_record, history_files, history_key, moved, verify_files
 from bam_lora.ledger_view import LedgerView
-from bam_lora.merge_methods import Coefficients, gram, stack
 from bam_lora.safetensors_stream import read_header, read_tensor, write_tensors
 from bam_lora.store import inside, link_or_copy, new_folder, read_record, write_record
 

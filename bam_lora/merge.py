@@ -12,17 +12,11 @@ import torch
 
 from bam_lora.adapters import CONFIG_FILE, WEIGHTS_FILE, Adapter
 from bam_lora.checkpoint import claim_output, local_folder, same_base, writing
+from bam_lora.coefficients import Coefficients, gram, stack
 from bam_lora.errors import UserError
-from bam_lora.merge_methods import (
-    METHODS,
-    Coefficients,
-    find_method,
-    gram,
-    linear,
-    resolve_weights,
-    stack,
-)
+from bam_lora.merge_methods import METHODS, find_method, linear
 from bam_lora.merge_statistics import merge_statistics
+from bam_lora.merge_weights import resolve_weights
 from bam_lora.safetensors_stream import write_stream
 from bam_lora.store import digest, new_folder, seal, write_json
 

@@ -1,72 +1,28 @@
-"""Merge methods as pure functions: the factors of K branches and K weights in, coefficients out.
+"""Merge methods as pure functions: the factors of K branches and K weights in, coefficients out, for one weight.
 
-Shapes: o output, i input, r rank of one branch, R = Σ r over the branches that change the weight, k branch.
-Every method here keeps the result within the span of the branches' factors,
-ΔW_oi = [s₁B₁ … s_K B_K] · M · [A₁; …; A_K], where s_k is a branch's scaling and M_RR comes from the coefficients; so
-the merged delta stays a low-rank product.
+Every method here gives one number a branch, found from the branches' inner products ⟨Δ_j, Δ_k⟩, which take the factors
+only; so the result is as exact as the linear merge. Where a method is not defined (a delta is zero, two are parallel or
+opposite) it is the linear merge: a run that has trained its branches must not end there.
+Shapes: k branch.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
 
 import torch
 
 from bam_lora.adapters import Factors
+from bam_lora.coefficients import Coefficients, gram_matrix
 from bam_lora.errors import UserError
-from bam_lora.safetensors_stream import all_finite
-
-Kind = Literal["scalar", "diagonal", "blocks", "matrix"]
-
-
-@dataclass(frozen=True)
-class Coefficients:
-    """What a merge method decided for one weight, in float64, resolved once and stored.
-
-    `kind` says how M is given: "scalar": (K,) one number a branch; "diagonal": (R,) one number a rank direction;
-    "blocks": the branches' own (r, r) matrices along M's diagonal, row by row, one after the other: (Σ r²,);
-    "matrix": (R, R). A branch that does not change the weight has a scalar, but no direction and no block.
-    """
-
-    kind: Kind
-    values: torch.Tensor
-
-    @classmethod
-    def scalar(cls, values: Sequence[float]) -> Coefficients:
-        """One number per branch."""
-        return cls("scalar", torch.tensor(list(values), dtype=torch.float64))
-
-    def __post_init__(self) -> None:
-        assert self.values.dtype == torch.float64, self.values.dtype
-        assert self.values.ndim == (2 if self.kind == "matrix" else 1), self.values.shape
-        if not bool(torch.isfinite(self.values).all()):
-            raise UserError.of(
-                f"{self.kind} merge coefficients",
-                expected="finite numbers",
-                found="NaN or Inf",
-                remedy="Check the weights and the adapters",
-            )
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Coefficients) and self.kind == other.kind and torch.equal(self.values, other.values)
-
-    def __hash__(self) -> int:
-        return hash((self.kind, tuple(self.values.flatten().tolist())))
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON; float64 values come back bit for bit."""
-        return {"kind": self.kind, "values": self.values.tolist()}
-
-    @classmethod
-    def from_json(cls, value: dict[str, Any]) -> Coefficients:
-        """The inverse of `to_json`."""
-        return cls(value["kind"], torch.tensor(value["values"], dtype=torch.float64))
-
 
 Method = Callable[[Sequence[Factors | None], Sequence[float]], Coefficients]
+
+# Below this angle (radians) sin is the angle to the last bits, and spherical means are linear ones.
+_SMALLEST_ANGLE = 1e-6
+_MOST_STEPS = 200
+_CONVERGED = 1e-12
 
 
 def linear(factors: Sequence[Factors | None], weights: Sequence[float]) -> Coefficients:
@@ -83,7 +39,89 @@ def linear(factors: Sequence[Factors | None], weights: Sequence[float]) -> Coeff
     return Coefficients.scalar(weights)
 
 
-METHODS: dict[str, Method] = {"linear": linear}
+def slerp(factors: Sequence[Factors | None], weights: Sequence[float]) -> Coefficients:
+    """Two deltas interpolated along the arc between them (Shoemake, 1985).
+
+    ΔW = s · (sin((1−t)Ω)/sin Ω · ΔW₁ + sin(tΩ)/sin Ω · ΔW₂) with Ω the angle between them, t = w₂/(w₁+w₂), s = w₁+w₂.
+    Unlike the linear merge it does not shrink deltas that disagree.
+
+    Args:
+        factors: One or two branches, None where one does not change the weight.
+        weights: One number per branch.
+
+    Returns:
+        Scalar coefficients; of one branch its weight.
+
+    Raises:
+        UserError: If there are more than two branches.
+    """
+    if len(factors) > 2:
+        raise UserError.of(
+            "merge method 'slerp'", expected="two branches", found=str(len(factors)), remedy="Use karcher, or K = 2"
+        )
+    angle = _angle(factors) if len(factors) == 2 else None
+    if angle is None:
+        return linear(factors, weights)
+    scale = math.fsum(weights)
+    share = weights[1] / scale
+    shares = (math.sin((1 - share) * angle), math.sin(share * angle))
+    return Coefficients.scalar([scale * part / math.sin(angle) for part in shares])
+
+
+def karcher(factors: Sequence[Factors | None], weights: Sequence[float]) -> Coefficients:
+    """The deltas' mean direction on the sphere (Karcher, 1977), with the weighted mean of their norms.
+
+    The direction m minimises Σ_k w_k · angle(m, ΔW_k)²; it is found by steps along the sphere, in coordinates of the
+    deltas' directions, from their linear mean. For two deltas of one norm it is their slerp.
+
+    Args:
+        factors: One entry per branch, None where it does not change the weight.
+        weights: (K,) numbers; those of the branches that change the weight are not negative.
+
+    Returns:
+        Scalar coefficients.
+    """
+    present = [k for k, factor in enumerate(factors) if factor is not None]
+    products = gram_matrix([factors[k] for k in present])
+    norms = products.diagonal().clamp(min=0).sqrt()
+    shares = torch.tensor([weights[k] for k in present], dtype=torch.float64)
+    scale = float(shares.sum())
+    if len(present) < 2 or not bool((norms > 0).all()) or not bool((shares >= 0).all()) or scale <= 0:
+        return linear(factors, weights)
+    shares /= scale
+    mean = _mean_direction(products / norms[:, None] / norms[None], shares)
+    if mean is None:
+        return linear(factors, weights)
+    values = [0.0] * len(factors)
+    for k, value in zip(present, (scale * (shares @ norms) * mean / norms).tolist(), strict=True):
+        values[k] = value
+    return Coefficients.scalar(values)
+
+
+def model_stock(factors: Sequence[Factors | None], weights: Sequence[float]) -> Coefficients:
+    """The average drawn towards the base as far as the branches disagree (Model Stock, arXiv 2403.19522).
+
+    ΔW = t · Σ_k w_k ΔW_k with t = K·cos θ / (1 + (K−1)·cos θ), per weight, cos θ the mean cosine over the pairs of K
+    branches that change it; t = 0 where they oppose each other.
+
+    Args:
+        factors: One entry per branch, None where it does not change the weight.
+        weights: (K,) one number per branch.
+
+    Returns:
+        Scalar coefficients.
+    """
+    products = gram_matrix([factor for factor in factors if factor is not None])
+    norms = products.diagonal().clamp(min=0).sqrt()
+    count = int((norms > 0).sum())
+    if count < 2 or count < len(norms):
+        return linear(factors, weights)
+    cosines = products / norms[:, None] / norms[None]
+    cosine = max(0.0, float(cosines.triu(1).sum()) / (count * (count - 1) / 2))
+    return Coefficients.scalar([weight * count * cosine / (1 + (count - 1) * cosine) for weight in weights])
+
+
+METHODS: dict[str, Method] = {"linear": linear, "slerp": slerp, "karcher": karcher, "model_stock": model_stock}
 
 
 def find_method(name: str) -> Method:
@@ -95,124 +133,36 @@ def find_method(name: str) -> Method:
     return METHODS[name]
 
 
-def _weight_error(expected: str, found: str) -> UserError:
-    return UserError.of("merge weights", expected=expected, found=found, remedy="Change the weights")
-
-
-def resolve_weights(
-    weights: str | Sequence[float], branches: int, tokens: Sequence[float] | None = None, scale: float = 1.0
-) -> list[float]:
-    """Turns a recipe's weights into one number per branch.
-
-    Args:
-        weights: "uniform" (1/K each; also what "learned" starts from), "tokens" (proportional to the tokens trained
-            on, sum 1), or numbers that are used as they are; of a longer list (a short last group) the first K,
-            rescaled to keep the list's sum.
-        branches: K.
-        tokens: Tokens per branch, for "tokens".
-        scale: Multiplies all of them.
-
-    Returns:
-        (K,) finite numbers whose sum is not zero.
-
-    Raises:
-        UserError: If the weights do not fit or give nothing.
-    """
-    if branches < 1:
-        raise _weight_error("at least one branch", f"{branches}")
-    if weights in ("uniform", "learned"):
-        values = [1.0 / branches] * branches
-    elif weights == "tokens":
-        values = _token_weights(branches, tokens)
-    elif isinstance(weights, str):
-        raise _weight_error('"uniform", "tokens" or a list of numbers', repr(weights))
-    else:
-        values = _listed_weights([float(weight) for weight in weights], branches)
-    values = [value * float(scale) for value in values]
-    if not all(math.isfinite(value) for value in values):
-        raise _weight_error("finite numbers", f"{values}")
-    if math.fsum(values) == 0:
-        raise _weight_error("numbers whose sum is not zero", f"{values}")
-    return values
-
-
-def _token_weights(branches: int, tokens: Sequence[float] | None) -> list[float]:
-    counts = list(tokens or [])
-    if len(counts) != branches or not all(math.isfinite(c) and c >= 0 for c in counts) or sum(counts) == 0:
-        raise _weight_error(f"the tokens of {branches} branches, not all zero", f"{counts}")
-    return [count / sum(counts) for count in counts]
-
-
-def _listed_weights(values: list[float], branches: int) -> list[float]:
-    if len(values) < branches:
-        raise _weight_error(f"{branches} numbers", f"{len(values)}")
-    if not all(math.isfinite(value) for value in values):
-        raise _weight_error("finite numbers", f"{values}")
-    if len(values) == branches:
-        return values
-    first = values[:branches]
-    if math.fsum(first) == 0:
-        raise _weight_error(f"numbers of which the first {branches} do not sum to zero", f"{values}")
-    return [value * (math.fsum(values) / math.fsum(first)) for value in first]
-
-
-def stack(factors: Sequence[Factors | None], coefficients: Coefficients) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """One low-rank product for the merged delta of a weight: ΔW_oi = B_oR · A_Ri.
-
-    Scalings and coefficients are multiplied in float64 into B, which is rounded to fp32 once; A is exact.
-
-    Args:
-        factors: One entry per branch, None where it does not change the weight.
-        coefficients: What the method chose for this weight.
-
-    Returns:
-        (B_oR, A_Ri) in fp32, or None if no branch changes the weight.
-
-    Raises:
-        UserError: If fp32 cannot hold the result.
-    """
-    present = [(branch, factor) for branch, factor in enumerate(factors) if factor is not None]
-    if not present:
+def _angle(factors: Sequence[Factors | None]) -> float | None:
+    """The angle between two deltas, None where there is no arc between them that is the only one."""
+    if any(factor is None for factor in factors):
         return None
-    A_Ri = torch.cat([factor.A_ri.float() for _, factor in present])
-    if coefficients.kind == "scalar":
-        assert len(coefficients.values) == len(factors), (len(coefficients.values), len(factors))
-        values = coefficients.values.tolist()
-        B_oR = torch.cat([_scaled(f.B_or, f.scaling * values[branch]).float() for branch, f in present], dim=1)
-    else:
-        B_oR = _mixed([f.B_or.double() * f.scaling for _, f in present], coefficients).float()
-    if not all_finite(B_oR) or not all_finite(A_Ri):
-        raise UserError.of(
-            "a merged delta", expected="numbers within fp32", found="an overflow", remedy="Use smaller weights"
-        )
-    return B_oR, A_Ri
+    products = gram_matrix(factors)
+    norms = products.diagonal().clamp(min=0).sqrt()
+    if not bool((norms > 0).all()):
+        return None
+    cosine = float(products[0, 1] / (norms[0] * norms[1]))
+    angle = math.acos(max(-1.0, min(1.0, cosine)))
+    return angle if _SMALLEST_ANGLE < angle < math.pi - _SMALLEST_ANGLE else None
 
 
-def _mixed(B_or_of: Sequence[torch.Tensor], coefficients: Coefficients) -> torch.Tensor:
-    """[B₁ … B_K] · M_RR of the branches that change the weight, in float64."""
-    ranks, values = [B_or.shape[1] for B_or in B_or_of], coefficients.values
-    if coefficients.kind == "blocks":
-        sizes = [rank * rank for rank in ranks]
-        assert len(values) == sum(sizes), (len(values), ranks)
-        blocks = [block.view(rank, rank) for block, rank in zip(values.split(sizes), ranks, strict=True)]
-        return torch.cat([B_or @ M_rr for B_or, M_rr in zip(B_or_of, blocks, strict=True)], dim=1)
-    assert values.shape[0] == sum(ranks), (values.shape, ranks)
-    B_oR = torch.cat(list(B_or_of), dim=1)
-    return B_oR * values if coefficients.kind == "diagonal" else B_oR @ values
-
-
-def _scaled(B_or: torch.Tensor, scale: float) -> torch.Tensor:
-    """In float64, but for a scale of exactly one, which needs no arithmetic (as in a merged adapter)."""
-    return B_or if scale == 1 else B_or.double() * scale
-
-
-def gram(first: Factors, second: Factors) -> float:
-    """The inner product ⟨Δ₁, Δ₂⟩ = s₁s₂ · Σ (B₁ᵀB₂ ∘ A₁A₂ᵀ) in float64, without a dense delta.
-
-    Args:
-        first: A_ri and B_or of one delta.
-        second: The same of another for the same weight; its rank may differ.
-    """
-    left = first.B_or.double().T @ second.B_or.double()
-    right = first.A_ri.double() @ second.A_ri.double().T
-    return first.scaling * second.scaling * float(torch.dot(left.flatten(), right.flatten()))
+def _mean_direction(cosines_kk: torch.Tensor, shares_k: torch.Tensor) -> torch.Tensor | None:
+    """The Karcher mean of unit vectors as a combination of them [K]; None where steps do not settle."""
+    mean_k = shares_k.clone()
+    for _ in range(_MOST_STEPS):
+        square = float(mean_k @ cosines_kk @ mean_k)
+        if square < _SMALLEST_ANGLE**2:  # they cancel: no direction is their mean
+            return None
+        mean_k = mean_k / math.sqrt(square)
+        along_k = (cosines_kk @ mean_k).clamp(-1, 1)
+        angles_k = along_k.acos()
+        # θ/sin θ is 1 at θ = 0, and grows without bound towards the opposite point.
+        pull_k = shares_k * torch.where(angles_k < _SMALLEST_ANGLE, 1.0, angles_k / angles_k.sin())
+        step_k = pull_k - mean_k * (pull_k @ along_k)
+        if not bool(step_k.isfinite().all()):
+            return None
+        length = math.sqrt(max(0.0, float(step_k @ cosines_kk @ step_k)))
+        if length < _CONVERGED:
+            return mean_k
+        mean_k = math.cos(length) * mean_k + math.sin(length) / length * step_k
+    return None

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 
 from bam_lora.adapters import Factors
-from bam_lora.merge_methods import Coefficients, gram, stack
+from bam_lora.coefficients import Coefficients, gram, gram_matrix, stack
 
 
 class FactorSource(Protocol):
@@ -40,7 +40,7 @@ def merge_statistics(
     tensors = {}
     for name in sorted(coefficients_by_tensor):
         factors = [adapter.factors(name) for adapter in adapters]
-        products = _gram_matrix(factors)
+        products = gram_matrix(factors)
         square = _merged_square(factors, coefficients_by_tensor[name], products)
         own = products[:branches, :branches]
         tensors[name] = {"norms": _norms(own), "cosine": _mean_cosine(own), "merged_norm": math.sqrt(square)}
@@ -53,16 +53,6 @@ def merge_statistics(
         "cosine": _mean_cosine(total),
         "tensors": tensors,
     }
-
-
-def _gram_matrix(factors: Sequence[Factors | None]) -> torch.Tensor:
-    """G_kk of inner products between the branches' deltas."""
-    products = torch.zeros(len(factors), len(factors), dtype=torch.float64)
-    for row, first in enumerate(factors):
-        for column, second in enumerate(factors[: row + 1]):
-            if first is not None and second is not None:
-                products[row, column] = products[column, row] = gram(first, second)
-    return products
 
 
 def _merged_square(factors: Sequence[Factors | None], coefficients: Coefficients, products: torch.Tensor) -> float:

@@ -10,8 +10,8 @@ from bam_lora.adapters import Adapter
 from bam_lora.learned_weights import LearnedWeights
 from bam_lora.merge import MergedAdapters
 from bam_lora.merge_learning import branch_folders, learn_merge, past_folders
-from bam_lora.merge_methods import resolve_weights
 from bam_lora.merge_statistics import merge_statistics
+from bam_lora.merge_weights import resolve_weights
 from bam_lora.plan import IterationPlan
 from bam_lora.stages import Context
 from bam_lora.store import digest, read_record, write_record

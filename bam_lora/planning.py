@@ -7,7 +7,7 @@ from typing import Any
 
 from bam_lora.data import Layout, TrainingSource, prepare, tokenizer_digest
 from bam_lora.errors import UserError
-from bam_lora.merge_methods import resolve_weights
+from bam_lora.merge_weights import resolve_weights
 from bam_lora.plan import Plan, SlicePlan, derive_seed, make_plan, warmup_steps
 from bam_lora.progress import RunProgress
 from bam_lora.recipe import EvaluationSource, Recipe, Source

@@ -12,13 +12,13 @@ import torch
 
 from bam_lora.adapters import Adapter
 from bam_lora.base import Loading, context_length, find_base, load_model, load_tokenizer, weight_bytes
+from bam_lora.coefficients import Coefficients, stack
 from bam_lora.errors import UserError
 from bam_lora.fold_shard import Changes
 from bam_lora.folding import fold_into
 from bam_lora.interrupt import StopRequest
 from bam_lora.ledger import Ledger
 from bam_lora.ledger_view import LedgerView
-from bam_lora.merge_methods import Coefficients, stack
 from bam_lora.plan import Plan
 from bam_lora.progress import RunProgress
 from bam_lora.recipe import load_recipe

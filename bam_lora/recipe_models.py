@@ -65,7 +65,12 @@ class LearnedWeights(Section):
 class Merge(Section):
     """How the branches' deltas become one."""
 
-    method: Literal["linear"] = Field(default="linear", description="Merge method: the weighted sum of the deltas.")
+    method: Literal["linear", "slerp", "karcher", "model_stock"] = Field(
+        default="linear",
+        description="Merge method, weight by weight: `linear`, the weighted sum of the deltas; `slerp`, along the arc "
+        "between two; `karcher`, the mean direction of any number, with their mean norm; `model_stock`, the average "
+        "drawn towards the base as far as the branches disagree.",
+    )
     weights: Weights = Field(
         default="uniform",
         description="Weight of each branch: `uniform` (1/K), `tokens` (as each branch's tokens), a list as it is, or "

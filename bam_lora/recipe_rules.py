@@ -66,6 +66,13 @@ def _bam(strategy: str, bam: Bam) -> list[Finding]:
     if isinstance(weights, list) and len(weights) != bam.branches:
         message = f"expected one weight per branch ({bam.branches}), found {len(weights)}"
         findings.append((("bam", "merge", "weights"), message))
+    method = bam.merge.method
+    if weights == "learned" and method != "linear":
+        message = f"expected linear, since its weights are learned, found {method}"
+        findings.append((("bam", "merge", "method"), message))
+    if method == "slerp" and bam.branches > 2:
+        message = f"expected a method for {bam.branches} branches, found slerp, which takes two; use karcher"
+        findings.append((("bam", "merge", "method"), message))
     return findings
 
 

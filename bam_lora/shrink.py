@@ -20,7 +20,7 @@ from bam_lora.folding import ARTEFACT
 from bam_lora.interrupt import stop_on_signals
 from bam_lora.merge import MergedAdapters
 from bam_lora.merge_learning import branch_folders, learn_merge, past_folders
-from bam_lora.merge_methods import resolve_weights
+from bam_lora.merge_weights import resolve_weights
 from bam_lora.points import PointScorer, WeightedAdapters
 from bam_lora.progress import RunProgress
 from bam_lora.quiet import quiet, quiet_libraries

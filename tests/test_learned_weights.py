@@ -14,11 +14,11 @@ from numerics_helpers import delta, gaussian
 import bam_lora.quickstart
 from bam_lora.adapters import Factors
 from bam_lora.base import Loading, load_model, load_tokenizer
+from bam_lora.coefficients import stack
 from bam_lora.directions import Directions, TrainableDelta, group_of_directions
 from bam_lora.errors import UserError
 from bam_lora.evaluate import EvaluationSet, Window, bits_per_byte, make_windows, score
 from bam_lora.learned_weights import LearningSettings, SelectionWindows, learn_weights, split_selection
-from bam_lora.merge_methods import stack
 from bam_lora.scoring import Windowed
 
 SETTINGS = LearningSettings(

@@ -68,6 +68,23 @@ def test_statistics_of_one_branch_and_of_zero_deltas(tmp_path: Path) -> None:
     assert (none["cosine"], none["merged_norm"], none["delta_norms"]) == (None, 0.0, [0.0, 0.0])
 
 
+@pytest.mark.parametrize("method", ["slerp", "karcher", "model_stock"])
+def test_a_method_decides_for_every_weight_by_itself(tmp_path: Path, method: str) -> None:
+    paths = [random_adapter(tmp_path / f"{k}", SHAPES, seed=k, rank=2 + k) for k in range(2)]
+    statistics = merge_adapters(paths, tmp_path / "merged", method=method, weights=[0.3, 0.7])
+    merged, (first, second) = Adapter.open(tmp_path / "merged"), (Adapter.open(path) for path in paths)
+    found = set()
+    for name in merged.names:
+        one, two = first.factors(name), second.factors(name)
+        scalars = METHODS[method]([one, two], [0.3, 0.7]).values
+        want = scalars[0] * dense_or_zero(first, name) + scalars[1] * dense_or_zero(second, name)
+        torch.testing.assert_close(dense_or_zero(merged, name), want, rtol=1e-6, atol=1e-7)
+        found.add(round(float(scalars[0]), 9))
+    assert len(found) > 1  # not one number for all
+    norms = [one["merged_norm"] for one in statistics["tensors"].values()]
+    assert statistics["merged_norm"] == pytest.approx(sum(norm**2 for norm in norms) ** 0.5)
+
+
 class Tiny(torch.nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -150,7 +167,7 @@ def test_what_cannot_be_merged(tmp_path: Path) -> None:
             merge_adapters(*arguments, tmp_path / "new")
     with pytest.raises(UserError, match="one for each of 2 adapters, found 1"):
         merge_adapters([a, same], tmp_path / "new", weights=[1.0])
-    with pytest.raises(UserError, match="expected one of linear, found best"):
+    with pytest.raises(UserError, match="expected one of karcher, linear, model_stock, slerp, found best"):
         merge_adapters([a, same], tmp_path / "new", method="best")
     assert not (tmp_path / "new").exists()
     merge_adapters([a, other], tmp_path / "new", any_base=True)

@@ -15,6 +15,7 @@ from numerics_helpers import delta, gaussian
 from bam_lora.adapters import Factors
 from bam_lora.errors import UserError
 from bam_lora.merge import (
+    METHODS,
     Coefficients,
     gram,
     linear,
@@ -173,3 +174,101 @@ def test_weights(arguments: tuple[Any, ...], want: list[float]) -> None:
 def test_weights_that_give_nothing(arguments: tuple[Any, ...], words: str) -> None:
     with pytest.raises(UserError, match=f"merge weights: .*{words}.*Change the weights"):
         resolve_weights(*arguments)
+
+
+def dense_slerp(first: torch.Tensor, second: torch.Tensor, share: float) -> torch.Tensor:
+    """Along the arc, by rotating the first direction in the plane of both: another way than the formula's."""
+    start, end = first / first.norm(), second / second.norm()
+    across = end - (end * start).sum() * start
+    across /= across.norm()
+    angle = torch.atan2((end * across).sum(), (end * start).sum())
+    direction = torch.cos(share * angle) * start + torch.sin(share * angle) * across
+    # The norms enter linearly: solve for what each delta contributes, then put its own norm back.
+    flat = torch.stack([start.flatten(), end.flatten()], dim=1)
+    parts = torch.linalg.lstsq(flat, direction.flatten()[:, None]).solution.flatten()
+    return parts[0] * first + parts[1] * second
+
+
+def two(seed: int, rows: int = 40, columns: int = 24) -> tuple[list[Factors | None], list[torch.Tensor]]:
+    factors = [
+        Factors(gaussian(5, columns, seed=seed + k), gaussian(rows, 5, seed=seed + 7 + k), 1.5 + k) for k in (0, 1)
+    ]
+    return list(factors), [delta(f.A_ri, f.B_or, f.scaling) for f in factors]
+
+
+@pytest.mark.parametrize("weights", [[0.5, 0.5], [0.3, 0.7], [1.0, 0.0], [1.0, 0.5]])
+def test_slerp_is_the_arc(weights: list[float]) -> None:
+    factors, (first, second) = two(3)
+    want = sum(weights) * dense_slerp(first, second, weights[1] / sum(weights))
+    torch.testing.assert_close(product(stack(factors, METHODS["slerp"](factors, weights))), want, rtol=1e-6, atol=1e-6)
+
+
+def test_slerp_takes_two() -> None:
+    factors = [Factors(gaussian(2, 3, seed=k), gaussian(3, 2, seed=k), 1.0) for k in range(3)]
+    with pytest.raises(UserError, match="'slerp': expected two branches, found 3"):
+        METHODS["slerp"](factors, [1 / 3] * 3)
+    assert METHODS["slerp"](factors[:1], [0.5]) == Coefficients.scalar([0.5])
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(2, 5), st.integers(0, 999))
+def test_karcher_is_where_the_pulls_are_in_balance(count: int, seed: int) -> None:
+    """On the dense unit sphere: at the mean, the sum of the weighted directions to the deltas along it is zero."""
+    factors = [Factors(gaussian(4, 20, seed=seed + k), gaussian(30, 4, seed=seed + 50 + k), 2.0) for k in range(count)]
+    weights = [(k + 1) / sum(range(1, count + 1)) for k in range(count)]
+    deltas = [delta(f.A_ri, f.B_or, f.scaling).flatten() for f in factors]
+    merged = product(stack(list(factors), METHODS["karcher"](factors, weights))).flatten()
+    norm = sum(w * float(d.norm()) for w, d in zip(weights, deltas, strict=True))
+    assert float(merged.norm()) == pytest.approx(norm, rel=1e-6)
+    mean = merged / merged.norm()
+    pull = torch.zeros_like(mean)
+    for weight, one in zip(weights, deltas, strict=True):
+        unit = one / one.norm()
+        along = (unit @ mean).clamp(-1, 1)
+        pull += weight * along.acos() * (unit - along * mean) / (unit - along * mean).norm()
+    assert float(pull.norm()) < 1e-5
+
+
+def test_karcher_of_two_of_one_norm_is_their_slerp() -> None:
+    factors, (first, second) = two(5)
+    assert isinstance(factors[1], Factors)
+    same = [factors[0], Factors(factors[1].A_ri, factors[1].B_or, 2.5 * float(first.norm() / second.norm()))]
+    got, want = (METHODS[name](same, [0.25, 0.75]).values for name in ("karcher", "slerp"))
+    torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("common", [0.0, 1.0, -0.6])
+def test_model_stock_is_its_formula(common: float) -> None:
+    A, B = gaussian(6, 30, seed=1), gaussian(25, 6, seed=2)
+    parts = [gaussian(25, 6, seed=3 + k) for k in range(3)]
+    factors = [Factors(A, common * B + (part if common >= 0 else part - sum(parts) / 2), 0.5) for part in parts]
+    deltas = [delta(f.A_ri, f.B_or, f.scaling).flatten() for f in factors]
+    pairs = [(0, 1), (0, 2), (1, 2)]
+    cosine = sum(float(torch.cosine_similarity(deltas[i], deltas[j], dim=0)) for i, j in pairs) / 3
+    share = 3 * cosine / (1 + 2 * cosine) if cosine > 0 else 0.0
+    got = product(stack(list(factors), METHODS["model_stock"](factors, [1 / 3] * 3))).flatten()
+    want = share * torch.stack(deltas).mean(0)
+    torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["slerp", "karcher", "model_stock"])
+def test_where_a_method_is_not_defined_it_is_linear(name: str) -> None:
+    one = Factors(gaussian(3, 8, seed=1), gaussian(9, 3, seed=2), 1.0)
+    opposite = Factors(one.A_ri, -one.B_or, 1.0)
+    zero = Factors(one.A_ri, torch.zeros(9, 3), 1.0)
+    cases: list[list[Factors | None]] = [[one, None], [None, None], [one, zero]]
+    for factors in [*cases, *([] if name == "model_stock" else [[one, opposite]])]:
+        assert METHODS[name](factors, [0.5, 0.5]) == Coefficients.scalar([0.5, 0.5])
+    assert METHODS[name]([one, one], [0.5, 0.5]).values.sum() == pytest.approx(1.0)
+    if name == "model_stock":
+        assert METHODS[name]([one, opposite], [0.5, 0.5]) == Coefficients.scalar([0.0, 0.0])
+
+
+@settings(max_examples=60, deadline=None)
+@given(branches(), st.sampled_from(["slerp", "karcher", "model_stock"]), st.randoms(use_true_random=False))
+def test_methods_do_not_mind_the_order_and_stay_finite(case: Any, name: str, random: Any) -> None:
+    factors, weights = case[0][:2], [0.1 + abs(weight) for weight in case[1][:2]]
+    order = random.sample(range(len(factors)), len(factors))
+    one = METHODS[name](factors, weights).values
+    other = METHODS[name]([factors[i] for i in order], [weights[i] for i in order]).values
+    torch.testing.assert_close(other, one[order], rtol=1e-6, atol=1e-9)

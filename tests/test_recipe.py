@@ -85,7 +85,10 @@ VALUES = [
     ({"bam": {"branches": 2.5}}, "recipe: bam.branches: expected an integer >= 1, found 2.5"),
     ({"bam": None}, "recipe: bam: expected a mapping of keys, found nothing"),
     ({"bam": {"merge": {"scale": float("nan")}}}, "recipe: bam.merge.scale: expected a number > 0, found nan"),
-    ({"bam": {"merge": {"method": "ties"}}}, "recipe: bam.merge.method: expected linear, found 'ties'"),
+    (
+        {"bam": {"merge": {"method": "ties"}}},
+        "recipe: bam.merge.method: expected linear or slerp or karcher or model_stock, found 'ties'",
+    ),
     ({"lora": {"dropout": 1}}, "recipe: lora.dropout: expected a number >= 0, < 1, found 1"),
     ({"lora": {"rslora": "yes"}}, "recipe: lora.rslora: expected true or false, found 'yes'"),
     ({"lora": {"alpha": 1.5}}, "recipe: lora.alpha: expected an integer >= 1, found 1.5"),
@@ -148,6 +151,7 @@ def test_what_later_versions_bring_says_so(sections, expected):
 
 
 LOCAL = {"path": "/files/a.jsonl"}
+SELECTION = {"target": [{"path": "/files/b.jsonl"}], "source": [{"path": "/files/c.jsonl"}]}
 
 
 @pytest.mark.parametrize(
@@ -156,6 +160,14 @@ LOCAL = {"path": "/files/a.jsonl"}
         (
             {"bam": {"slices": 2, "branches": 3}},
             "bam.slices: expected at least as many slices as branches (3), found 2",
+        ),
+        (
+            {"bam": {"branches": 3, "merge": {"method": "slerp"}}},
+            "bam.merge.method: expected a method for 3 branches, found slerp, which takes two; use karcher",
+        ),
+        (
+            {"bam": {"merge": {"method": "karcher", "weights": "learned"}}, "selection": SELECTION},
+            "bam.merge.method: expected linear, since its weights are learned, found karcher",
         ),
         (data(replay_share=0.2), "data.replay: expected replay data for a share of 0.2, found none"),
         (data(replay=[LOCAL]), "data.replay_share: expected a share above 0, since there is replay data, found 0"),
