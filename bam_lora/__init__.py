@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from bam_lora.errors import UserError as UserError
+    from bam_lora.export import export_adapter as export_adapter
     from bam_lora.folding import fold as fold
     from bam_lora.ledger import Ledger as Ledger
     from bam_lora.loop import run as run
@@ -23,6 +24,7 @@ _HOME = {
     "Ledger": "bam_lora.ledger",
     "Recipe": "bam_lora.recipe",
     "UserError": "bam_lora.errors",
+    "export_adapter": "bam_lora.export",
     "fold": "bam_lora.folding",
     "load_recipe": "bam_lora.recipe",
     "merge_adapters": "bam_lora.merge",

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from bam_lora.cli_adapters import Run_, export, fold, merge
 from bam_lora.cli_errors import VERBOSE, command
 from bam_lora.errors import UserError
 
@@ -23,7 +24,7 @@ app = typer.Typer(
     help="Branch-and-Merge with LoRA: teach a language model a new language on one GPU, and keep what it knew.\n\n"
     "Start with `bam-lora quickstart`: the whole loop on an embedded tiny model, on a CPU, in minutes. Then write a "
     "recipe (docs/recipe.md, recipes/), look at what it will do with `bam-lora check`, and `bam-lora run` it. "
-    "`merge` and `fold` work on any PEFT LoRA adapters.\n\n"
+    "`merge` and `fold` work on any PEFT LoRA adapters, `export` gives a run as one.\n\n"
     "Exit status: 0 done, 1 something for you to put right, 2 wrong usage, 130 interrupted. --verbose, anywhere, adds "
     "the traceback of an error and the libraries' own messages.",
 )
@@ -38,7 +39,6 @@ def main() -> None:
 
 
 Recipe_ = Annotated[Path, typer.Argument(help="Recipe in YAML (docs/recipe.md).", metavar="RECIPE")]
-Run_ = Annotated[Path, typer.Argument(help="Run directory.", metavar="RUN")]
 Set_ = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override a key: --set bam.slices=4. May be repeated."),
@@ -119,60 +119,8 @@ def status(run_directory: Run_) -> None:
     typer.echo(describe_run(run_directory))
 
 
-Adapters_ = Annotated[
-    list[str], typer.Option("--adapter", metavar="A", help="PEFT LoRA adapter folder. May be repeated.")
-]
-Weights_ = Annotated[
-    list[float] | None,
-    typer.Option("--weight", metavar="W", help="Weight of each adapter, in order, used as it is. Default: their mean."),
-]
-Method_ = Annotated[str, typer.Option(help="Merge method: linear, slerp (two adapters), karcher or model_stock.")]
-AnyBase_ = Annotated[bool, typer.Option("--any-base", help="Allow adapters that name another base.")]
-
-
-@app.command()
-@command
-def merge(
-    adapter: Adapters_,
-    output: Annotated[Path, typer.Option(help="New folder for the merged adapter.")],
-    weight: Weights_ = None,
-    method: Method_ = "linear",
-    any_base: AnyBase_ = False,
-) -> None:
-    """Merges LoRA adapters into one exact adapter: ΔW = Σ weight · scaling · B·A, stacked along the rank.
-
-    Example: bam-lora merge --adapter a --adapter b --weight 0.7 --weight 0.3 --output merged
-    """
-    from bam_lora.merge import merge_adapters
-
-    statistics = merge_adapters(adapter, output, weights=weight, method=method, any_base=any_base)
-    norms = ", ".join(f"{norm:.4g}" for norm in statistics["delta_norms"])
-    cosine = "" if statistics["cosine"] is None else f", cosine {statistics['cosine']:.4f}"
-    typer.echo(f"{output}: |ΔW| {statistics['merged_norm']:.4g} from {norms}{cosine}")
-
-
-@app.command()
-@command
-def fold(
-    base: Annotated[str, typer.Option(help="Full-precision model: folder or Hub id.")],
-    adapter: Adapters_,
-    output: Annotated[Path, typer.Option(help="New folder for the folded model.")],
-    weight: Weights_ = None,
-    method: Method_ = "linear",
-    dtype: Annotated[str | None, typer.Option(help="bfloat16, float16 or float32. Default: as the base.")] = None,
-    any_base: AnyBase_ = False,
-) -> None:
-    """Adds the (merged) deltas of LoRA adapters to a model's weights, in fp32, rounded once, block by block.
-
-    Example: bam-lora fold --base meta-llama/Llama-3.1-8B --adapter a --adapter b --output folded
-    """
-    from bam_lora.folding import fold as fold_adapters
-
-    facts = fold_adapters(base, adapter, output, weights=weight, method=method, dtype=dtype, any_base=any_base)
-    typer.echo(
-        f"{output}: {facts['changed']} of {facts['tensors']} tensors changed, "
-        f"{facts['bytes'] / 1e9:.2f} GB in {facts['seconds']:.1f} s"
-    )
+for adapters_command in (merge, fold, export):
+    app.command()(command(adapters_command))
 
 
 @app.command(name="eval")

@@ -143,25 +143,27 @@ class Ledger:
 
     def names(self, upto: int | None = None) -> list[str]:
         """All weights that differ from the original base after iteration `upto`, sorted."""
-        found: set[str] = set()
-        for entry in self._history(upto):
-            found.update(name for adapter in entry["adapters"] for name in self._adapter(adapter["path"]).names)
-            if entry["snapshot"]:
-                found.update(self._snapshot_names(entry["snapshot"]["path"]))
-        return sorted(found)
+        found = {name for adapter in self._adapters(self._history(upto)) for name in adapter.names}
+        whole = [entry["snapshot"]["path"] for entry in self._history(upto) if entry["snapshot"]]
+        return sorted(found.union(*(self._snapshot_names(path) for path in whole)))
 
     def shape(self, name: str, upto: int | None = None) -> tuple[int, int]:
         """(o, i) of a weight in `names(upto)`."""
+        for adapter in self._adapters(self._history(upto)):
+            if name in adapter:
+                return adapter.shape(name)
         for entry in self._history(upto):
-            for adapter in entry["adapters"]:
-                if name in (opened := self._adapter(adapter["path"])):
-                    return opened.shape(name)
             if entry["snapshot"]:
                 header = read_header(inside(self.root, entry["snapshot"]["path"]))
                 if name in header.tensors:
                     rows, columns = header.tensors[name].shape
                     return rows, columns
         raise KeyError(name)
+
+    def rank(self, name: str, upto: int | None = None) -> int:
+        """R of what `stacked` gives for a weight."""
+        start, _ = self._newest_snapshot(name, upto)
+        return sum(adapter.rank(name) for adapter in self._adapters(self._history(upto)[start:]) if name in adapter)
 
     def stacked(
         self, name: str, upto: int | None = None, scale: float = 1.0
@@ -254,6 +256,9 @@ class Ledger:
                 inherited.append(there)
         self.base, self.inherited = dict(parent.base), inherited
         self._opened.clear()
+
+    def _adapters(self, entries: Sequence[Mapping[str, Any]]) -> list[Adapter]:
+        return [self._adapter(adapter["path"]) for entry in entries for adapter in entry["adapters"]]
 
     def _adapter(self, path: str) -> Adapter:
         if path not in self._opened:

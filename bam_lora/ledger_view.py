@@ -26,6 +26,10 @@ class LedgerView:
         """See `Ledger.shape`."""
         return self.ledger.shape(name, self.upto)
 
+    def rank(self, name: str) -> int:
+        """See `Ledger.rank`."""
+        return self.ledger.rank(name, self.upto)
+
     def stacked(self, name: str) -> tuple[torch.Tensor, torch.Tensor] | None:
         """See `Ledger.stacked`."""
         return self.ledger.stacked(name, self.upto, self.scale)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from bam_lora.adapter_files import exact_config, write_products
 from bam_lora.adapters import CONFIG_FILE, WEIGHTS_FILE, Adapter
 from bam_lora.checkpoint import claim_output, local_folder, same_base, writing
 from bam_lora.coefficients import Coefficients, gram, stack
@@ -17,7 +16,6 @@ from bam_lora.errors import UserError
 from bam_lora.merge_methods import METHODS, find_method, linear
 from bam_lora.merge_statistics import merge_statistics
 from bam_lora.merge_weights import resolve_weights
-from bam_lora.safetensors_stream import write_stream
 from bam_lora.store import digest, new_folder, seal, write_json
 
 __all__ = [
@@ -150,51 +148,15 @@ def merge_adapters(
     hashes = [adapter.hashes() for adapter in merged.adapters]
     key = digest({"artefact": _ARTEFACT, "adapters": hashes, "weights": merged.weights, "method": method})
     with writing(target), new_folder(target) as folder:
-        _write_weights(folder / WEIGHTS_FILE, merged)
-        write_json(folder / CONFIG_FILE, _merged_config(merged))
+        write_products(folder / WEIGHTS_FILE, merged)
+        write_json(folder / CONFIG_FILE, _config(merged))
         seal(folder, key, {"artefact": _ARTEFACT, "weights": merged.weights, "method": method})
     return {**statistics, "weights": merged.weights}
 
 
-def _write_weights(path: Path, merged: MergedAdapters) -> None:
-    """Weight by weight, so that memory holds one at a time."""
-    layout: list[tuple[str, str, tuple[int, ...]]] = []
-    for name in merged.names():
-        prefix, rank, (rows, columns) = f"base_model.model.{_module(name)}", merged.rank(name), merged.shape(name)
-        layout.append((f"{prefix}.lora_A.weight", "F32", (rank, columns)))
-        layout.append((f"{prefix}.lora_B.weight", "F32", (rows, rank)))
-    write_stream(path, layout, _halves(merged), {"format": "pt"})
-
-
-def _halves(merged: MergedAdapters) -> Iterator[torch.Tensor]:
-    for name in merged.names():
-        stacked = merged.stacked(name)
-        assert stacked is not None
-        yield stacked[1]
-        yield stacked[0]
-
-
-def _module(name: str) -> str:
-    return name.removesuffix(".weight")
-
-
-def _merged_config(merged: MergedAdapters) -> dict[str, Any]:
+def _config(merged: MergedAdapters) -> dict[str, Any]:
     """adapter_config.json of the merged adapter: the first one's, with ranks and alphas such that scaling is 1."""
-    adapters, ranks = merged.adapters, {_module(name): merged.rank(name) for name in merged.names()}
-    usual = Counter(ranks.values()).most_common(1)[0][0]
-    unusual = {re.escape(module): rank for module, rank in ranks.items() if rank != usual}
-    config = {
-        **adapters[0].config,
-        "r": usual,
-        "lora_alpha": usual,
-        "rank_pattern": unusual,
-        "alpha_pattern": unusual,
-        "use_rslora": False,
-        "init_lora_weights": True,
-        "inference_mode": True,
-    }
+    adapters = merged.adapters
     # Where all change the same modules, the first adapter's way of naming them holds; else each is named in full.
-    if any(adapter.names != adapters[0].names for adapter in adapters):
-        config |= {"target_modules": sorted(ranks), "exclude_modules": None}
-        config |= {"layers_to_transform": None, "layers_pattern": None}
-    return config
+    named = any(adapter.names != adapters[0].names for adapter in adapters)
+    return exact_config(adapters[0].config, {name: merged.rank(name) for name in merged.names()}, name_modules=named)

@@ -1,0 +1,82 @@
+"""The commands that work on adapters: merge, fold, export; the first two without any run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Run_ = Annotated[Path, typer.Argument(help="Run directory.", metavar="RUN")]
+Adapters_ = Annotated[
+    list[str], typer.Option("--adapter", metavar="A", help="PEFT LoRA adapter folder. May be repeated.")
+]
+Weights_ = Annotated[
+    list[float] | None,
+    typer.Option("--weight", metavar="W", help="Weight of each adapter, in order, used as it is. Default: their mean."),
+]
+Method_ = Annotated[str, typer.Option(help="Merge method: linear, slerp (two adapters), karcher or model_stock.")]
+AnyBase_ = Annotated[bool, typer.Option("--any-base", help="Allow adapters that name another base.")]
+
+
+def merge(
+    adapter: Adapters_,
+    output: Annotated[Path, typer.Option(help="New folder for the merged adapter.")],
+    weight: Weights_ = None,
+    method: Method_ = "linear",
+    any_base: AnyBase_ = False,
+) -> None:
+    """Merges LoRA adapters into one exact adapter: ΔW = Σ weight · scaling · B·A, stacked along the rank.
+
+    Example: bam-lora merge --adapter a --adapter b --weight 0.7 --weight 0.3 --output merged
+    """
+    from bam_lora.merge import merge_adapters
+
+    statistics = merge_adapters(adapter, output, weights=weight, method=method, any_base=any_base)
+    norms = ", ".join(f"{norm:.4g}" for norm in statistics["delta_norms"])
+    cosine = "" if statistics["cosine"] is None else f", cosine {statistics['cosine']:.4f}"
+    typer.echo(f"{output}: |ΔW| {statistics['merged_norm']:.4g} from {norms}{cosine}")
+
+
+def fold(
+    base: Annotated[str, typer.Option(help="Full-precision model: folder or Hub id.")],
+    adapter: Adapters_,
+    output: Annotated[Path, typer.Option(help="New folder for the folded model.")],
+    weight: Weights_ = None,
+    method: Method_ = "linear",
+    dtype: Annotated[str | None, typer.Option(help="bfloat16, float16 or float32. Default: as the base.")] = None,
+    any_base: AnyBase_ = False,
+) -> None:
+    """Adds the (merged) deltas of LoRA adapters to a model's weights, in fp32, rounded once, block by block.
+
+    Example: bam-lora fold --base meta-llama/Llama-3.1-8B --adapter a --adapter b --output folded
+    """
+    from bam_lora.folding import fold as fold_adapters
+
+    facts = fold_adapters(base, adapter, output, weights=weight, method=method, dtype=dtype, any_base=any_base)
+    typer.echo(
+        f"{output}: {facts['changed']} of {facts['tensors']} tensors changed, "
+        f"{facts['bytes'] / 1e9:.2f} GB in {facts['seconds']:.1f} s"
+    )
+
+
+def export(
+    run_directory: Run_,
+    output: Annotated[Path, typer.Option(help="New folder for the adapter.")],
+    rank: Annotated[int | None, typer.Option(help="Recompress to this rank. Default: exact.")] = None,
+    scale: Annotated[float, typer.Option(help="λ on all that the run has added.")] = 1.0,
+) -> None:
+    """Writes a run as one PEFT LoRA adapter on its original base, to load with PEFT or serve beside the base.
+
+    Exact without --rank: all branches' factors, stacked. With it the largest singular directions are kept and the error
+    is said.
+
+    Example: bam-lora export runs/german --output german-lora --rank 128
+    """
+    from bam_lora.export import export_adapter
+
+    facts = export_adapter(run_directory, output, rank=rank, scale=scale)
+    typer.echo(f"{output}: rank {facts['rank']} on {facts['base']}, from a stacked rank of {facts['stacked_rank']}")
+    if rank is not None:
+        worst = max(facts["errors"], key=lambda name: facts["errors"][name])
+        typer.echo(f"relative error of the delta {facts['error']:.2%}; most in {worst}: {facts['errors'][worst]:.2%}")
