@@ -105,6 +105,11 @@ class PointScorer:
             )
         return Plan.from_json(record)
 
+    def wants(self, kind: str, label: str) -> bool:
+        """Whether a model is to be made: it is to be kept, or is not in the record."""
+        known = {(point["kind"], point["label"]) for point in self.record["points"]}
+        return self.keep is not None or (kind, label) not in known
+
     def score(self, kind: str, label: str, scale: float | None, make: Callable[[], tuple[Changes, str]]) -> None:
         """Scores one model and records it, unless it is in the record and need not be kept.
 
@@ -114,9 +119,9 @@ class PointScorer:
             scale: λ, if it is one of the shrink curve.
             make: Gives the model as changes to the original weights, and the hash of all that they come from.
         """
-        others = [known for known in self.record["points"] if (known["kind"], known["label"]) != (kind, label)]
-        if len(others) < len(self.record["points"]) and self.keep is None:
+        if not self.wants(kind, label):
             return
+        others = [known for known in self.record["points"] if (known["kind"], known["label"]) != (kind, label)]
         self.stop.check()
         changes, key = make()
         self.progress.stage(f"scoring {kind} {label}")
@@ -149,6 +154,8 @@ class PointScorer:
 
     def load(self, iteration: int, how: Loading) -> Any:
         """The model after an iteration (0: what the run started from)."""
+        if iteration == 0 and not self.ledger.inherited:
+            return load_model(self.original.folder, how)
         with self.folded(self.ledger.view(iteration), self.ledger.key(iteration)) as (folder, _):
             return load_model(folder, how)
 

@@ -18,6 +18,7 @@ from bam_lora.errors import UserError
 from bam_lora.fold_shard import Changes
 from bam_lora.folding import ARTEFACT
 from bam_lora.interrupt import stop_on_signals
+from bam_lora.learned_weights import LearnedWeights
 from bam_lora.merge import MergedAdapters
 from bam_lora.merge_learning import branch_folders, learn_merge, past_folders
 from bam_lora.merge_weights import resolve_weights
@@ -25,6 +26,7 @@ from bam_lora.points import PointScorer, WeightedAdapters
 from bam_lora.progress import RunProgress
 from bam_lora.quiet import quiet, quiet_libraries
 from bam_lora.rundir import fix_threads, locked
+from bam_lora.scoring import Windowed
 from bam_lora.scoring_sets import check_selection, selection_windows, training_load
 from bam_lora.store import digest
 
@@ -102,7 +104,7 @@ def _score_scale(scorer: PointScorer, scale: float) -> None:
     def make() -> tuple[Changes, str]:
         return scorer.ledger.view(scale=scale), digest([scorer.ledger.key(), scale])
 
-    scorer.score("shrink", f"{scale:.10g}", scale, make)
+    scorer.score("shrink", _label(scale), scale, make)
 
 
 def _score_learned(scorer: PointScorer, source_weights: Sequence[float]) -> None:
@@ -124,22 +126,45 @@ def _score_learned(scorer: PointScorer, source_weights: Sequence[float]) -> None
         folders += past_folders(scorer.directory, scorer.plan, last, recipe.quantization.compute_dtype)
     adapters = [Adapter.open(folder) for folder in folders]
     weights = resolve_weights("learned", len(iteration.branches), iteration.tokens, iteration.merge["scale"])
-    for source_weight in source_weights:
-        wanted = {**settings.model_dump(), "source_weight": source_weight}
-        label = f"{source_weight:.10g}"
+    before, hashes = scorer.ledger.view(last - 1), [adapter.hashes() for adapter in adapters]
+    wanted = [weight for weight in source_weights if scorer.wants("learned", _label(weight))]
+    for source_weight, learned in _learned(scorer, wanted, adapters, weights, selection).items():
 
-        def on_step(step: int, steps: int, label: str = label) -> None:
+        def make(learned: LearnedWeights = learned) -> tuple[Changes, str]:
+            key = digest([scorer.ledger.key(last - 1), hashes, learned.groups])
+            return WeightedAdapters(before, adapters, learned.coefficients), key
+
+        scorer.score("learned", _label(source_weight), None, make)
+
+
+def _learned(
+    scorer: PointScorer,
+    source_weights: Sequence[float],
+    adapters: Sequence[Adapter],
+    weights: Sequence[float],
+    selection: Windowed,
+) -> dict[float, LearnedWeights]:
+    """The weights for each μ, all learned on one loaded base, which is gone before anything is scored."""
+    if not source_weights:
+        return {}
+    recipe, iteration = scorer.recipe, scorer.plan.iterations[-1]
+    model = scorer.load(iteration.iteration - 1, training_load(recipe))
+    found = {}
+    for source_weight in source_weights:
+
+        def on_step(step: int, steps: int, label: str = _label(source_weight)) -> None:
             scorer.stop.check()
             scorer.progress.stage(f"learning the last merge's weights for a source weight of {label}, {step}/{steps}")
 
-        def make(wanted: dict[str, Any] = wanted) -> tuple[Changes, str]:
-            model = scorer.load(last - 1, training_load(recipe))
-            result = learn_merge(model, adapters, weights, selection, recipe, iteration, wanted, on_step=on_step)
-            hashes = [adapter.hashes() for adapter in adapters]
-            key = digest([scorer.ledger.key(last - 1), hashes, result.groups])
-            return WeightedAdapters(scorer.ledger.view(last - 1), adapters, result.coefficients), key
+        wanted = {**recipe.bam.merge.learned.model_dump(), "source_weight": source_weight}
+        found[source_weight] = learn_merge(
+            model, adapters, weights, selection, recipe, iteration, wanted, on_step=on_step
+        )
+    return found
 
-        scorer.score("learned", label, None, make)
+
+def _label(value: float) -> str:
+    return f"{value:.10g}"
 
 
 def _kept_checkpoints(scorer: PointScorer) -> list[Path]:
