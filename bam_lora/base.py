@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,29 @@ def _from_hub(name: str, revision: str | None) -> BaseFiles:
             remedy="Check the name, your access (`hf auth login`) and the network",
         ) from error
     return BaseFiles(name, folder, folder.name)
+
+
+def require_same_files(
+    base: BaseFiles, found: Mapping[str, Mapping[str, Any]], expected: Mapping[str, Mapping[str, Any]]
+) -> None:
+    """Checks that a run's original base is still what the run started from.
+
+    Args:
+        base: The base.
+        found: Its `file_hashes`.
+        expected: What the ledger holds of them.
+
+    Raises:
+        UserError: Naming the files that differ.
+    """
+    if dict(expected) != dict(found):
+        changed = sorted(n for n in {*found, *expected} if found.get(n) != expected.get(n))
+        raise UserError.of(
+            f"base {base.name}",
+            expected="the files this run started from",
+            found=f"others: {', '.join(changed)}",
+            remedy="Restore them; every fold starts from the original weights",
+        )
 
 
 def weight_bytes(folder: Path) -> int:

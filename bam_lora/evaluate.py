@@ -188,14 +188,14 @@ def score(
     return nats, sizes
 
 
-def pad_windows(batch: Sequence[Window], pad: int, multiple: int = 1) -> tuple[Any, Any]:
+def pad_windows(batch: Sequence[Window], pad: int, length: int | None = None) -> tuple[Any, Any]:
     """Windows as one batch: token ids and attention mask [windows, length], filled up with `pad`.
 
-    The length is that of the longest, or the next multiple of `multiple`.
+    The length is that of the longest, if none is given.
     """
     import torch
 
-    length = -(-max(window.length for window in batch) // multiple) * multiple
+    length = length or max(window.length for window in batch)
     ids = torch.full((len(batch), length), pad)
     mask = torch.zeros((len(batch), length), dtype=torch.long)
     for row, window in enumerate(batch):

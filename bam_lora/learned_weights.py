@@ -23,10 +23,9 @@ from bam_lora.coefficients import Coefficients
 from bam_lora.directions import TrainableDelta
 from bam_lora.errors import UserError
 from bam_lora.evaluate import Window, pad_windows
-from bam_lora.scoring import Windowed
+from bam_lora.selection import ROLES, SelectionWindows
 from bam_lora.views import assert_not_repacked, branch_view
 
-ROLES = ("target", "source")
 _CHECKS = 4  # looks at what is held out, after the one at the start
 _CHECKING = 0.25  # share of the budget for them
 # float16 gradients of a loss per byte would underflow; to Adam a constant factor is nothing.
@@ -54,14 +53,7 @@ class LearningSettings:
     batch_tokens: int
     dtype: str
     checkpointing: bool
-
-
-@dataclass(frozen=True)
-class SelectionWindows:
-    """Windows of the selection sets by role: some to learn on, others held out to decide which step is kept."""
-
-    train: Mapping[str, Sequence[Window]]
-    held_out: Mapping[str, Sequence[Window]]
+    longest: int = 0  # tokens of the longest window, found by `learn_weights`
 
 
 @dataclass(frozen=True)
@@ -89,38 +81,6 @@ class LearnedWeights:
             "selection": self.history,
             "coefficients": self.groups,
         }
-
-
-def split_selection(selection: Windowed, held_out: float, seed: int) -> SelectionWindows:
-    """Splits the selection sets by document, so that no text is on both sides.
-
-    Args:
-        selection: Sets of both roles.
-        held_out: Share of each role's documents to hold out; at least one is.
-        seed: Of the shuffle.
-
-    Raises:
-        UserError: If a role has fewer than two documents.
-    """
-    parts: dict[str, dict[str, list[Window]]] = {"train": {}, "held_out": {}}
-    for number, role in enumerate(ROLES):
-        documents: dict[tuple[int, int], list[Window]] = {}
-        for index, (part, windows) in enumerate(zip(selection.sets, selection.windows, strict=True)):
-            for window in windows if part.role == role else ():
-                documents.setdefault((index, window.document), []).append(window)
-        if len(documents) < 2:
-            raise UserError.of(
-                f"selection.{role}",
-                expected="at least two documents, one to learn from and one to check by",
-                found=str(len(documents)),
-                remedy="Name more text",
-            )
-        listed = list(documents.values())
-        order = np.random.default_rng([seed, number]).permutation(len(listed))
-        count = min(len(listed) - 1, max(1, round(held_out * len(listed))))
-        parts["held_out"][role] = [window for i in order[:count] for window in listed[i]]
-        parts["train"][role] = [window for i in order[count:] for window in listed[i]]
-    return SelectionWindows(parts["train"], parts["held_out"])
 
 
 def learn_weights(
@@ -174,7 +134,9 @@ def _within_budget(
     pairs = settings.tokens * (1 - _CHECKING) / pair
     windows = min(settings.windows, max(1, int(pairs / _FEWEST_STEPS)))
     steps = min(settings.steps, max(_FEWEST_STEPS, int(pairs / windows)))
-    fitting = LearningSettings(**{**vars(settings), "windows": windows, "steps": steps})
+    parts = (*selection.train.values(), *selection.held_out.values())
+    longest = max(window.length for part in parts for window in part)
+    fitting = LearningSettings(**{**vars(settings), "windows": windows, "steps": steps, "longest": longest})
     return fitting, SelectionWindows(selection.train, held_out)
 
 
@@ -247,8 +209,8 @@ def _draw(windows: Sequence[Window], settings: LearningSettings, role: str) -> I
 def _backward(view: Any, windows: Sequence[Window], weight: float, settings: LearningSettings) -> None:
     """Adds the gradient of weight · bits per byte over the windows."""
     size = sum(window.size_bytes for window in windows)
-    for rows in _batches(windows, settings.batch_tokens):
-        bits = _bits(view, rows, settings.dtype)
+    for rows in _batches(windows, settings):
+        bits = _bits(view, rows, settings)
         if not bool(torch.isfinite(bits)):
             raise UserError.of(
                 "learning the merge weights",
@@ -263,30 +225,35 @@ def _check(view: Any, selection: SelectionWindows, settings: LearningSettings, s
     values = {}
     with torch.no_grad():
         for role, windows in selection.held_out.items():
-            bits = sum(float(_bits(view, rows, settings.dtype)) for rows in _batches(windows, settings.batch_tokens))
+            bits = sum(float(_bits(view, rows, settings)) for rows in _batches(windows, settings))
             values[role] = bits / sum(window.size_bytes for window in windows)
     return {"step": step, **values, "objective": values["target"] + settings.source_weight * values["source"]}
 
 
-def _batches(windows: Sequence[Window], tokens: int) -> Iterator[Sequence[Window]]:
-    """Windows of like length together, at most so many tokens with their padding, at least one window."""
+def _padded(length: int, longest: int) -> int:
+    """What the longest window of a batch is padded to; never more than the longest window of all, which fits."""
+    return min(longest, -(-length // _MULTIPLE) * _MULTIPLE)
+
+
+def _batches(windows: Sequence[Window], settings: LearningSettings) -> Iterator[Sequence[Window]]:
+    """Windows of like length together, the longest first, at most so many tokens with their padding, at least one."""
     rows: list[Window] = []
     for window in sorted(windows, key=lambda window: -window.length):
-        if rows and (len(rows) + 1) * rows[0].length > tokens:
+        if rows and (len(rows) + 1) * _padded(rows[0].length, settings.longest) > settings.batch_tokens:
             yield rows
             rows = []
         rows.append(window)
     yield rows
 
 
-def _bits(view: Any, rows: Sequence[Window], dtype: str) -> torch.Tensor:
+def _bits(view: Any, rows: Sequence[Window], settings: LearningSettings) -> torch.Tensor:
     """Bits of the scored tokens of a batch of windows."""
-    ids, mask = pad_windows(rows, 0, _MULTIPLE)
+    ids, mask = pad_windows(rows, 0, _padded(rows[0].length, settings.longest))
     labels = torch.full_like(ids, -100)
     for row, window in enumerate(rows):
         labels[row, len(window.context) : window.length] = torch.tensor(window.scored)
     where = view.device
-    with torch.autocast(where.type, dtype=getattr(torch, dtype), enabled=dtype != "float32"):
+    with torch.autocast(where.type, dtype=getattr(torch, settings.dtype), enabled=settings.dtype != "float32"):
         logits = view(input_ids=ids.to(where), attention_mask=mask.to(where), use_cache=False).logits
     nats = torch.nn.functional.cross_entropy(
         logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten().to(where), ignore_index=-100, reduction="sum"

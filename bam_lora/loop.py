@@ -12,6 +12,7 @@ from bam_lora.base import (
     find_base,
     load_tokenizer,
     require_fitting_base,
+    require_same_files,
     require_targets,
     weight_bytes,
 )
@@ -155,14 +156,8 @@ def _open_base(directory: RunDirectory, recipe: Recipe) -> tuple[Ledger, BaseFil
         original = find_base(recipe.base, ledger.base.get("revision") or recipe.revision)
     ledger.verify(upto=0)  # what a finished run handed over; this run's own adapters are checked branch by branch
     files = file_hashes(original, directory.root)
-    if ledger.base and ledger.base["files"] != files:
-        changed = sorted(n for n in {*files, *ledger.base["files"]} if files.get(n) != ledger.base["files"].get(n))
-        raise UserError.of(
-            f"base {original.name}",
-            expected="the files this run started from",
-            found=f"others: {', '.join(changed)}",
-            remedy="Restore them; every fold starts from the original weights",
-        )
+    if ledger.base:
+        require_same_files(original, files, ledger.base["files"])
     if not started:
         ledger.base = {"name": original.name, "revision": original.revision, "files": files}
         ledger.save()

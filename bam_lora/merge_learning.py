@@ -11,11 +11,12 @@ from typing import Any
 
 from bam_lora.adapters import Adapter, Factors
 from bam_lora.branch import ADAPTER
-from bam_lora.learned_weights import LearnedWeights, LearningSettings, learn_weights, split_selection
+from bam_lora.learned_weights import LearnedWeights, LearningSettings, learn_weights
 from bam_lora.plan import IterationPlan, Plan, derive_seed
 from bam_lora.recipe import Recipe
 from bam_lora.rundir import RunDirectory
 from bam_lora.scoring import Windowed
+from bam_lora.selection import split_selection
 
 # Training an adapter takes 16 bytes a parameter (weights, gradients, two averages of Adam); so many frozen ones, of 2
 # or 4 bytes, take no more.

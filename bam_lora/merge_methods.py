@@ -1,8 +1,8 @@
 """Merge methods as pure functions: the factors of K branches and K weights in, coefficients out, for one weight.
 
 Every method here gives one number a branch, found from the branches' inner products ⟨Δ_j, Δ_k⟩, which take the factors
-only; so the result is as exact as the linear merge. Where a method is not defined (a delta is zero, two are parallel or
-opposite) it is the linear merge: a run that has trained its branches must not end there.
+only; so the result is as exact as the linear merge. Where a method is not defined (a delta is zero, they all but
+cancel) it is the linear merge: a run that has trained its branches must not end there.
 Shapes: k branch.
 """
 
@@ -21,6 +21,8 @@ Method = Callable[[Sequence[Factors | None], Sequence[float]], Coefficients]
 
 # Below this angle (radians) sin is the angle to the last bits, and spherical means are linear ones.
 _SMALLEST_ANGLE = 1e-6
+# Unit vectors whose linear mean is shorter have no mean direction worth the name: coefficients would grow past 1/this.
+_CANCELLED = 0.015
 _MOST_STEPS = 200
 _CONVERGED = 1e-12
 
@@ -40,10 +42,10 @@ def linear(factors: Sequence[Factors | None], weights: Sequence[float]) -> Coeff
 
 
 def slerp(factors: Sequence[Factors | None], weights: Sequence[float]) -> Coefficients:
-    """Two deltas interpolated along the arc between them (Shoemake, 1985).
+    """Two deltas interpolated along the arc between their directions (Shoemake, 1985), their norms apart from that.
 
-    ΔW = s · (sin((1−t)Ω)/sin Ω · ΔW₁ + sin(tΩ)/sin Ω · ΔW₂) with Ω the angle between them, t = w₂/(w₁+w₂), s = w₁+w₂.
-    Unlike the linear merge it does not shrink deltas that disagree.
+    ΔW = s · n · (sin((1−t)Ω)/sin Ω · ΔW₁/|ΔW₁| + sin(tΩ)/sin Ω · ΔW₂/|ΔW₂|), Ω the angle between them, t = w₂/(w₁+w₂),
+    s = w₁+w₂, n = (1−t)|ΔW₁| + t|ΔW₂|. Unlike the linear merge it does not shrink deltas that disagree.
 
     Args:
         factors: One or two branches, None where one does not change the weight.
@@ -59,20 +61,26 @@ def slerp(factors: Sequence[Factors | None], weights: Sequence[float]) -> Coeffi
         raise UserError.of(
             "merge method 'slerp'", expected="two branches", found=str(len(factors)), remedy="Use karcher, or K = 2"
         )
-    angle = _angle(factors) if len(factors) == 2 else None
-    if angle is None:
+    if len(factors) < 2 or any(factor is None for factor in factors):
+        return linear(factors, weights)
+    products = gram_matrix(factors)
+    norms = products.diagonal().clamp(min=0).sqrt().tolist()
+    cosine = float(products[0, 1]) / (norms[0] * norms[1]) if all(norms) else 1.0
+    angle = math.acos(max(-1.0, min(1.0, cosine)))
+    if not _SMALLEST_ANGLE < angle < math.pi - 2 * _CANCELLED:
         return linear(factors, weights)
     scale = math.fsum(weights)
     share = weights[1] / scale
-    shares = (math.sin((1 - share) * angle), math.sin(share * angle))
-    return Coefficients.scalar([scale * part / math.sin(angle) for part in shares])
+    norm = (1 - share) * norms[0] + share * norms[1]
+    along = (math.sin((1 - share) * angle), math.sin(share * angle))
+    return Coefficients.scalar([scale * norm * a / (math.sin(angle) * n) for a, n in zip(along, norms, strict=True)])
 
 
 def karcher(factors: Sequence[Factors | None], weights: Sequence[float]) -> Coefficients:
     """The deltas' mean direction on the sphere (Karcher, 1977), with the weighted mean of their norms.
 
     The direction m minimises Σ_k w_k · angle(m, ΔW_k)²; it is found by steps along the sphere, in coordinates of the
-    deltas' directions, from their linear mean. For two deltas of one norm it is their slerp.
+    deltas' directions, from their linear mean. For two deltas it is their slerp.
 
     Args:
         factors: One entry per branch, None where it does not change the weight.
@@ -133,25 +141,12 @@ def find_method(name: str) -> Method:
     return METHODS[name]
 
 
-def _angle(factors: Sequence[Factors | None]) -> float | None:
-    """The angle between two deltas, None where there is no arc between them that is the only one."""
-    if any(factor is None for factor in factors):
-        return None
-    products = gram_matrix(factors)
-    norms = products.diagonal().clamp(min=0).sqrt()
-    if not bool((norms > 0).all()):
-        return None
-    cosine = float(products[0, 1] / (norms[0] * norms[1]))
-    angle = math.acos(max(-1.0, min(1.0, cosine)))
-    return angle if _SMALLEST_ANGLE < angle < math.pi - _SMALLEST_ANGLE else None
-
-
 def _mean_direction(cosines_kk: torch.Tensor, shares_k: torch.Tensor) -> torch.Tensor | None:
     """The Karcher mean of unit vectors as a combination of them [K]; None where steps do not settle."""
     mean_k = shares_k.clone()
     for _ in range(_MOST_STEPS):
         square = float(mean_k @ cosines_kk @ mean_k)
-        if square < _SMALLEST_ANGLE**2:  # they cancel: no direction is their mean
+        if square < _CANCELLED**2:
             return None
         mean_k = mean_k / math.sqrt(square)
         along_k = (cosines_kk @ mean_k).clamp(-1, 1)

@@ -11,7 +11,16 @@ from typing import Any
 import torch
 
 from bam_lora.adapters import Adapter
-from bam_lora.base import Loading, context_length, find_base, load_model, load_tokenizer, weight_bytes
+from bam_lora.base import (
+    Loading,
+    context_length,
+    file_hashes,
+    find_base,
+    load_model,
+    load_tokenizer,
+    require_same_files,
+    weight_bytes,
+)
 from bam_lora.coefficients import Coefficients, stack
 from bam_lora.errors import UserError
 from bam_lora.fold_shard import Changes
@@ -19,6 +28,7 @@ from bam_lora.folding import fold_into
 from bam_lora.interrupt import StopRequest
 from bam_lora.ledger import Ledger
 from bam_lora.ledger_view import LedgerView
+from bam_lora.machine import release_memory
 from bam_lora.plan import Plan
 from bam_lora.progress import RunProgress
 from bam_lora.recipe import load_recipe
@@ -65,20 +75,18 @@ class WeightedAdapters:
 class PointScorer:
     """Folds, scores and records one model after another in a run's `shrink.json`.
 
-    `keep` is a new folder for a model that is to stay; without it every model is deleted once it is scored, and one
-    that is recorded already is not made again.
+    A model is deleted once it is scored, unless it is to be kept; one that is recorded already is not made again.
     """
 
-    def __init__(
-        self, directory: RunDirectory, progress: RunProgress, stop: StopRequest, keep: Path | None = None
-    ) -> None:
-        self.directory, self.progress, self.stop, self.keep = directory, progress, stop, keep
+    def __init__(self, directory: RunDirectory, progress: RunProgress, stop: StopRequest) -> None:
+        self.directory, self.progress, self.stop = directory, progress, stop
         self.recipe = load_recipe(directory.recipe)
         self.how = scoring_load(self.recipe)
         self.ledger = Ledger.load(directory.root)
         self.plan = self._finished_plan()
         self.ledger.verify()
         self.original = find_base(self.ledger.base["name"], self.ledger.base["revision"])
+        require_same_files(self.original, file_hashes(self.original, directory.root), self.ledger.base["files"])
         self.tokenizer = load_tokenizer(directory.model)
         self.context_tokens = context_length(directory.model)
         windows = evaluation_windows(self.recipe, self.tokenizer, directory.evaluation, self.context_tokens)
@@ -105,12 +113,14 @@ class PointScorer:
             )
         return Plan.from_json(record)
 
-    def wants(self, kind: str, label: str) -> bool:
-        """Whether a model is to be made: it is to be kept, or is not in the record."""
-        known = {(point["kind"], point["label"]) for point in self.record["points"]}
-        return self.keep is not None or (kind, label) not in known
-
-    def score(self, kind: str, label: str, scale: float | None, make: Callable[[], tuple[Changes, str]]) -> None:
+    def score(
+        self,
+        kind: str,
+        label: str,
+        scale: float | None,
+        make: Callable[[], tuple[Changes, str]],
+        keep: Path | None = None,
+    ) -> None:
         """Scores one model and records it, unless it is in the record and need not be kept.
 
         Args:
@@ -118,14 +128,16 @@ class PointScorer:
             label: Which one of its kind.
             scale: λ, if it is one of the shrink curve.
             make: Gives the model as changes to the original weights, and the hash of all that they come from.
+            keep: New folder for the model if it is to stay; then it is made anew.
         """
-        if not self.wants(kind, label):
+        known = {(point["kind"], point["label"]) for point in self.record["points"]}
+        if (kind, label) in known and keep is None:
             return
         others = [known for known in self.record["points"] if (known["kind"], known["label"]) != (kind, label)]
         self.stop.check()
         changes, key = make()
         self.progress.stage(f"scoring {kind} {label}")
-        with self.folded(changes, key, self.keep) as (folder, facts):
+        with self.folded(changes, key, keep) as (folder, facts):
             scores = score_sets(
                 load_model(folder, self.how),
                 self.tokenizer,
@@ -134,6 +146,7 @@ class PointScorer:
                 dtype=self.how.compute_dtype,
                 on_batch=lambda count: self.stop.check(),
             )
+        release_memory()
         self.progress.say(f"{kind} {label}: {scores_line(scores['scores'])}")
         point = {"kind": kind, "label": label, "scale": scale, "delta_norm": facts["delta_norm"]}
         points = [*others, {**point, "scores": scores["scores"]}]
@@ -144,7 +157,7 @@ class PointScorer:
     @contextmanager
     def folded(self, changes: Changes, key: str, keep: Path | None = None) -> Iterator[tuple[Path, dict[str, Any]]]:
         """A folded model and the fold's facts, at `keep` or else for as long as it is needed."""
-        folder = keep or self.directory.root / ".shrink"
+        folder = keep or self.directory.root / ".tmp-shrink"  # swept like every temporary file, should it stay behind
         require_space(folder.parent, weight_bytes(self.original.folder), "a folded model")
         try:
             yield folder, fold_into(self.original.folder, changes, folder, key=key)

@@ -56,9 +56,12 @@ def _local_revisions(place: tuple[str, str], sources: Sequence[Source | Evaluati
 
 
 def _bam(strategy: str, bam: Bam) -> list[Finding]:
-    if strategy != "bam":
-        return []
     findings: list[Finding] = []
+    if bam.merge.weights == "learned" and bam.merge.method != "linear":
+        message = f"expected linear, since its weights are learned, found {bam.merge.method}"
+        findings.append((("bam", "merge", "method"), message))
+    if strategy != "bam":
+        return findings
     if bam.slices < bam.branches:
         message = f"expected at least as many slices as branches ({bam.branches}), found {bam.slices}"
         findings.append((("bam", "slices"), message))
@@ -66,11 +69,7 @@ def _bam(strategy: str, bam: Bam) -> list[Finding]:
     if isinstance(weights, list) and len(weights) != bam.branches:
         message = f"expected one weight per branch ({bam.branches}), found {len(weights)}"
         findings.append((("bam", "merge", "weights"), message))
-    method = bam.merge.method
-    if weights == "learned" and method != "linear":
-        message = f"expected linear, since its weights are learned, found {method}"
-        findings.append((("bam", "merge", "method"), message))
-    if method == "slerp" and bam.branches > 2:
+    if bam.merge.method == "slerp" and bam.branches > 2:
         message = f"expected a method for {bam.branches} branches, found slerp, which takes two; use karcher"
         findings.append((("bam", "merge", "method"), message))
     return findings

@@ -7,10 +7,10 @@ from typing import Any
 
 from bam_lora.base import Loading
 from bam_lora.errors import UserError
-from bam_lora.learned_weights import split_selection
 from bam_lora.planning import text_source
 from bam_lora.recipe import Evaluation, Merge, Recipe, Selection
 from bam_lora.scoring import SetSource, Windowed, prepare_evaluation
+from bam_lora.selection import split_selection
 
 
 def training_load(recipe: Recipe) -> Loading:

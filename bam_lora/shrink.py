@@ -19,6 +19,7 @@ from bam_lora.fold_shard import Changes
 from bam_lora.folding import ARTEFACT
 from bam_lora.interrupt import stop_on_signals
 from bam_lora.learned_weights import LearnedWeights
+from bam_lora.machine import release_memory
 from bam_lora.merge import MergedAdapters
 from bam_lora.merge_learning import branch_folders, learn_merge, past_folders
 from bam_lora.merge_weights import resolve_weights
@@ -70,16 +71,16 @@ def shrink(
     directory_path = Path(run).expanduser().resolve()
     if not (directory_path / "plan.json").exists():
         raise UserError.of(str(run), expected="a run directory", found="none", remedy="Give the folder of a run")
-    keep = claim_output(Path(output), ARTEFACT, keep=[directory_path]) if output else None
     with locked(directory_path) as directory, stop_on_signals() as stop, progress or RunProgress() as display:
         quiet_libraries()
         fix_threads(directory)
-        scorer = PointScorer(directory, display, stop, keep)
+        scorer = PointScorer(directory, display, stop)
+        keep = _claimed(output, scorer) if output else None
         kept = _kept_checkpoints(scorer) if checkpoints else []
         for scale in sorted(set(scales)):
-            _score_scale(scorer, scale)
+            _score_scale(scorer, scale, keep)
         if source_weights:
-            _score_learned(scorer, sorted(set(source_weights)))
+            _score_learned(scorer, sorted(set(source_weights)), keep)
         if kept:
             _score_checkpoints(scorer, kept)
         return scorer.record
@@ -100,14 +101,25 @@ def _check(scales: Sequence[float], source_weights: Sequence[float], output: str
         )
 
 
-def _score_scale(scorer: PointScorer, scale: float) -> None:
+def _claimed(output: str | Path, scorer: PointScorer) -> Path:
+    """The folder for the chosen model: none of the run's, and not its base."""
+    root = scorer.directory.root.resolve()
+    target = claim_output(Path(output), ARTEFACT, keep=[root, scorer.original.folder])
+    if target.resolve().is_relative_to(root):
+        raise UserError.of(
+            f"output {output}", expected="a folder outside of the run", found="one in it", remedy="Choose another"
+        )
+    return target
+
+
+def _score_scale(scorer: PointScorer, scale: float, keep: Path | None) -> None:
     def make() -> tuple[Changes, str]:
         return scorer.ledger.view(scale=scale), digest([scorer.ledger.key(), scale])
 
-    scorer.score("shrink", _label(scale), scale, make)
+    scorer.score("shrink", _label(scale), scale, make, keep)
 
 
-def _score_learned(scorer: PointScorer, source_weights: Sequence[float]) -> None:
+def _score_learned(scorer: PointScorer, source_weights: Sequence[float], keep: Path | None) -> None:
     """The run's last merge with weights learned for each μ, whatever its own were."""
     recipe, last = scorer.recipe, len(scorer.plan.iterations)
     iteration = scorer.plan.iterations[-1]
@@ -127,40 +139,38 @@ def _score_learned(scorer: PointScorer, source_weights: Sequence[float]) -> None
     adapters = [Adapter.open(folder) for folder in folders]
     weights = resolve_weights("learned", len(iteration.branches), iteration.tokens, iteration.merge["scale"])
     before, hashes = scorer.ledger.view(last - 1), [adapter.hashes() for adapter in adapters]
-    wanted = [weight for weight in source_weights if scorer.wants("learned", _label(weight))]
-    for source_weight, learned in _learned(scorer, wanted, adapters, weights, selection).items():
+    for source_weight in source_weights:
+        wanted = {**settings.model_dump(), "source_weight": source_weight}
 
-        def make(learned: LearnedWeights = learned) -> tuple[Changes, str]:
+        def make(wanted: dict[str, Any] = wanted) -> tuple[Changes, str]:
+            learned = _learned(scorer, adapters, weights, selection, wanted)
             key = digest([scorer.ledger.key(last - 1), hashes, learned.groups])
             return WeightedAdapters(before, adapters, learned.coefficients), key
 
-        scorer.score("learned", _label(source_weight), None, make)
+        scorer.score("learned", _label(source_weight), None, make, keep)
 
 
 def _learned(
     scorer: PointScorer,
-    source_weights: Sequence[float],
     adapters: Sequence[Adapter],
     weights: Sequence[float],
     selection: Windowed,
-) -> dict[float, LearnedWeights]:
-    """The weights for each μ, all learned on one loaded base, which is gone before anything is scored."""
-    if not source_weights:
-        return {}
+    wanted: dict[str, Any],
+) -> LearnedWeights:
+    """The weights of the last merge, learned on a base that is gone again before anything is scored."""
     recipe, iteration = scorer.recipe, scorer.plan.iterations[-1]
+    label = _label(wanted["source_weight"])
+
+    def on_step(step: int, steps: int) -> None:
+        scorer.stop.check()
+        scorer.progress.stage(f"learning the last merge's weights for a source weight of {label}, step {step}/{steps}")
+
     model = scorer.load(iteration.iteration - 1, training_load(recipe))
-    found = {}
-    for source_weight in source_weights:
-
-        def on_step(step: int, steps: int, label: str = _label(source_weight)) -> None:
-            scorer.stop.check()
-            scorer.progress.stage(f"learning the last merge's weights for a source weight of {label}, {step}/{steps}")
-
-        wanted = {**recipe.bam.merge.learned.model_dump(), "source_weight": source_weight}
-        found[source_weight] = learn_merge(
-            model, adapters, weights, selection, recipe, iteration, wanted, on_step=on_step
-        )
-    return found
+    try:
+        return learn_merge(model, adapters, weights, selection, recipe, iteration, wanted, on_step=on_step)
+    finally:
+        del model
+        release_memory()
 
 
 def _label(value: float) -> str:

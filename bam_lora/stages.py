@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from bam_lora.branch import ADAPTER, AdapterSettings, BranchJob, train_branch
 from bam_lora.folding import fold_into
 from bam_lora.interrupt import StopRequest
 from bam_lora.ledger import Ledger
+from bam_lora.machine import release_memory
 from bam_lora.packing import load_rows
 from bam_lora.plan import BranchPlan, Plan, warmup_steps
 from bam_lora.progress import RunProgress
@@ -44,11 +44,7 @@ class ModelSlot:
     def clear(self) -> None:
         """Frees the model."""
         self._model = self._key = None
-        gc.collect()
-        import torch
-
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        release_memory()
 
 
 @dataclass

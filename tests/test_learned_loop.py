@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 import bam_lora.merge_learning
 from bam_lora.cli import app
 from bam_lora.errors import Interrupted, UserError
+from bam_lora.folding import fold
 from bam_lora.ledger import Ledger
 from bam_lora.loop import run
 from bam_lora.recipe import Recipe, recipe_from_dict
@@ -134,7 +135,7 @@ def test_shrink_scores_the_curve(finished: Path) -> None:
         assert values == [score["bits_per_byte"] for score in ours["scores"]]
     norms = [point["delta_norm"] for point in record["points"]]
     assert norms == pytest.approx([0, norms[2] / 2, norms[2]], rel=1e-5)
-    assert not (finished / ".shrink").exists()
+    assert not list(finished.glob(".tmp-*"))
 
 
 def test_points_that_are_there_are_not_scored_again(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -172,8 +173,27 @@ def test_the_chosen_model_stays(finished: Path, tmp_path: Path) -> None:
     assert (tmp_path / "chosen/tokenizer.json").exists()
     with pytest.raises(UserError, match=r"--output: expected one --scale or one --source-weight, found 2"):
         shrink(finished, [0.5, 0.6], output=tmp_path / "other")
-    with pytest.raises(UserError, match="expected a new"):
-        shrink(finished, [0.5], output=finished)
+    for inside in (finished, finished / "iterations/02/base", finished / "new"):
+        with pytest.raises(UserError, match=r"expected a new|expected a folder outside of the run"):
+            shrink(finished, [0.5], output=inside)
+
+
+def test_a_kept_model_is_the_one_that_was_asked_for(single: Path, tmp_path: Path) -> None:
+    shrink(single, [0.5], checkpoints=True, output=tmp_path / "half")
+    shrink(single, [0.5], output=tmp_path / "again")
+    half, again = (hash_file(tmp_path / name / "model.safetensors") for name in ("half", "again"))
+    assert half == again
+
+
+def test_a_base_that_has_changed_is_not_folded_onto(tiny_base: Path, files: Path, tmp_path: Path) -> None:
+    base = shutil.copytree(tiny_base, tmp_path / "base")
+    values = recipe(base, files).resolved() | {"strategy": "single"}
+    values["bam"]["merge"]["weights"] = "uniform"
+    run(recipe_from_dict(values), tmp_path / "run")
+    fold(base, [tmp_path / "run/iterations/01/branch-1/adapter"], tmp_path / "other", any_base=True)
+    shutil.copy(tmp_path / "other/model.safetensors", base / "model.safetensors")
+    with pytest.raises(UserError, match=r"expected the files this run started from, found others: model\.safetensors"):
+        shrink(tmp_path / "run", [0.5])
 
 
 def test_shrink_wants_a_finished_run(tmp_path: Path) -> None:
@@ -197,22 +217,29 @@ def test_selection_is_asked_for_and_kept_apart(tiny_base: Path, files: Path) -> 
         )
 
 
-def test_checkpoints_and_their_average_are_scored(tiny_base: Path, files: Path, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def single(tiny_base: Path, files: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     values = recipe(tiny_base, files).resolved()
     values |= {"strategy": "single", "keep": {"checkpoints": True}, "training": {**values["training"], "save_steps": 3}}
     values["bam"]["merge"]["weights"] = "uniform"
-    report = run(recipe_from_dict(values), tmp_path / "run")
+    root = tmp_path_factory.mktemp("runs") / "single"
+    run(recipe_from_dict(values), root)
+    return root
+
+
+def test_checkpoints_and_their_average_are_scored(single: Path) -> None:
+    report = collect(single)
     steps = report["iterations"][0]["branches"][0]["steps"]
-    kept = sorted(path.name for path in (tmp_path / "run/iterations/01/branch-1/trajectory").iterdir())
+    kept = sorted(path.name for path in (single / "iterations/01/branch-1/trajectory").iterdir())
     assert kept == [f"step-{step:06}" for step in range(3, steps, 3)]
     assert len(kept) > 1
-    points = shrink(tmp_path / "run", [0.5], checkpoints=True)["points"]
+    points = shrink(single, [0.5], checkpoints=True)["points"]
     kinds = [(point["kind"], point["label"]) for point in points]
     averages = [("ema", label) for label in ("0.5", "0.7", "0.9")]
     assert kinds == [*(("checkpoint", f"step {step}") for step in range(3, steps, 3)), *averages, ("shrink", "0.5")]
     norms = [point["delta_norm"] for point in points if point["kind"] == "checkpoint"]
     assert norms == sorted(norms)  # a delta grows from zero
-    assert collect(tmp_path / "run")["shrink"][0]["label"] == "step 3"
+    assert collect(single)["shrink"][0]["label"] == "step 3"
 
 
 def test_checkpoints_of_several_branches_are_no_curve(finished: Path) -> None:

@@ -18,8 +18,9 @@ from bam_lora.coefficients import stack
 from bam_lora.directions import Directions, TrainableDelta, group_of_directions
 from bam_lora.errors import UserError
 from bam_lora.evaluate import EvaluationSet, Window, bits_per_byte, make_windows, score
-from bam_lora.learned_weights import LearningSettings, SelectionWindows, learn_weights, split_selection
+from bam_lora.learned_weights import LearningSettings, learn_weights
 from bam_lora.scoring import Windowed
+from bam_lora.selection import SelectionWindows, split_selection
 
 SETTINGS = LearningSettings(
     source_weight=1.0, groups=4, steps=12, windows=4, learning_rate=0.1, tokens=1_000_000, seed=0, batch_tokens=512,

@@ -182,11 +182,8 @@ def dense_slerp(first: torch.Tensor, second: torch.Tensor, share: float) -> torc
     across = end - (end * start).sum() * start
     across /= across.norm()
     angle = torch.atan2((end * across).sum(), (end * start).sum())
-    direction = torch.cos(share * angle) * start + torch.sin(share * angle) * across
-    # The norms enter linearly: solve for what each delta contributes, then put its own norm back.
-    flat = torch.stack([start.flatten(), end.flatten()], dim=1)
-    parts = torch.linalg.lstsq(flat, direction.flatten()[:, None]).solution.flatten()
-    return parts[0] * first + parts[1] * second
+    norm = (1 - share) * first.norm() + share * second.norm()
+    return norm * (torch.cos(share * angle) * start + torch.sin(share * angle) * across)
 
 
 def two(seed: int, rows: int = 40, columns: int = 24) -> tuple[list[Factors | None], list[torch.Tensor]]:
@@ -229,12 +226,20 @@ def test_karcher_is_where_the_pulls_are_in_balance(count: int, seed: int) -> Non
     assert float(pull.norm()) < 1e-5
 
 
-def test_karcher_of_two_of_one_norm_is_their_slerp() -> None:
-    factors, (first, second) = two(5)
-    assert isinstance(factors[1], Factors)
-    same = [factors[0], Factors(factors[1].A_ri, factors[1].B_or, 2.5 * float(first.norm() / second.norm()))]
-    got, want = (METHODS[name](same, [0.25, 0.75]).values for name in ("karcher", "slerp"))
-    torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-9)
+@pytest.mark.parametrize("degrees", [0.1, 30, 120, 170])
+def test_karcher_of_two_is_their_slerp_and_is_not_longer_than_they_are(degrees: float) -> None:
+    A, B, across = gaussian(6, 30, seed=1), gaussian(25, 6, seed=2), gaussian(25, 6, seed=3)
+    first, other = delta(A, B, 1.0), delta(A, across, 1.0)
+    other -= (other * first).sum() / first.norm() ** 2 * first
+    turned = (
+        math.cos(math.radians(degrees)) * first / first.norm() + math.sin(math.radians(degrees)) * other / other.norm()
+    )
+    left, values, right = torch.linalg.svd(2.5 * turned)
+    factors = [Factors(A, B, 1.0), Factors(right[:12].float(), (left[:, :12] * values[:12]).float(), 1.0)]
+    merged = product(stack(list(factors), METHODS["slerp"](factors, [0.25, 0.75])))
+    assert float(merged.norm()) == pytest.approx(0.25 * float(first.norm()) + 0.75 * 2.5, rel=1e-4)
+    other_way = product(stack(list(factors), METHODS["karcher"](factors, [0.25, 0.75])))
+    torch.testing.assert_close(other_way, merged, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("common", [0.0, 1.0, -0.6])
