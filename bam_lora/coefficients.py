@@ -7,7 +7,7 @@ a branch's scaling and M_RR comes from the coefficients; so it stays a low-rank 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -94,6 +94,24 @@ def stack(factors: Sequence[Factors | None], coefficients: Coefficients) -> tupl
             "a merged delta", expected="numbers within fp32", found="an overflow", remedy="Use smaller weights"
         )
     return B_oR, A_Ri
+
+
+def gathered(parts: Iterable[tuple[str, torch.Tensor, torch.Tensor]]) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """One product from several, those with the same right factor as one: Σ B·A = (Σ B)·A.
+
+    Args:
+        parts: (identity of the right factor, B_or, A_ri), in fp32.
+
+    Returns:
+        (B_oR, A_Ri) in fp32, in the order in which right factors first come up; None if there are no parts.
+    """
+    left: dict[str, torch.Tensor] = {}
+    right: dict[str, torch.Tensor] = {}
+    for identity, B_or, A_ri in parts:
+        known = left.get(identity)
+        left[identity] = B_or if known is None else (known.double() + B_or.double()).float()
+        right.setdefault(identity, A_ri)
+    return (torch.cat(list(left.values()), dim=1), torch.cat(list(right.values()))) if left else None
 
 
 def _mixed(B_or_of: Sequence[torch.Tensor], coefficients: Coefficients) -> torch.Tensor:

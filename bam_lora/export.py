@@ -12,11 +12,13 @@ from typing import Any
 import torch
 
 from bam_lora.adapter_files import exact_config, write_products
-from bam_lora.adapters import CONFIG_FILE, WEIGHTS_FILE, Adapter
+from bam_lora.adapters import CONFIG_FILE, WEIGHTS_FILE, Adapter, Factors
 from bam_lora.checkpoint import claim_output, writing
+from bam_lora.coefficients import gram
 from bam_lora.errors import UserError
 from bam_lora.ledger import Ledger
 from bam_lora.ledger_view import LedgerView
+from bam_lora.safetensors_stream import all_finite
 from bam_lora.store import digest, new_folder, seal, write_json
 
 _ARTEFACT = "exported adapter"
@@ -44,6 +46,8 @@ def export_adapter(
     """
     if rank is not None and rank < 1:
         raise UserError.of("--rank", expected="a rank of at least 1", found=str(rank), remedy="Try 64, or leave it out")
+    if not math.isfinite(scale) or scale < 0:
+        raise UserError.of("--scale", expected="a number of at least 0", found=f"{scale:g}", remedy="Try 0.8")
     root = Path(run).expanduser().resolve()
     ledger = Ledger.load(root)
     if not ledger.iterations and not ledger.inherited:
@@ -97,15 +101,20 @@ class _Compressed:
         stacked = self.view.stacked(name)
         assert stacked is not None, name
         rank = self.rank(name)
+        if not (all_finite(stacked[0]) and all_finite(stacked[1])):
+            raise UserError.of(
+                f"the delta of {name!r}", expected="numbers within fp32", found="an overflow", remedy="Lower --scale"
+            )
         if rank == stacked[0].shape[1]:
-            self._squares[name] = (0.0, 1.0)
+            whole = Factors(A_ri=stacked[1], B_or=stacked[0], scaling=1.0)
+            self._squares[name] = (0.0, gram(whole, whole) if self._rank else 0.0)
             return stacked
-        B_or, A_ri, left_out, whole = truncated(*stacked, rank)
-        self._squares[name] = (left_out if self._rank is not None else 0.0, whole)
+        B_or, A_ri, left_out, square = truncated(*stacked, rank)
+        self._squares[name] = (left_out if self._rank else 0.0, square)
         return B_or, A_ri
 
     def errors(self) -> dict[str, float]:
-        return {name: math.sqrt(left / whole) if whole else 0.0 for name, (left, whole) in self._squares.items()}
+        return {name: math.sqrt(left / whole) if left else 0.0 for name, (left, whole) in self._squares.items()}
 
     def error(self) -> float:
         left, whole = (math.fsum(pair[place] for pair in self._squares.values()) for place in (0, 1))

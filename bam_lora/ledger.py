@@ -12,19 +12,19 @@ Shapes: o output, i input, R the stacked rank.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from bam_lora.adapters import Adapter, Factors
-from bam_lora.coefficients import Coefficients, gram, stack
+from bam_lora.coefficients import Coefficients, gathered, gram, stack
 from bam_lora.errors import UserError
 from bam_lora.ledger_history import FORMAT, file_record, history_files, history_key, moved, verify_files
 from bam_lora.ledger_view import LedgerView
 from bam_lora.safetensors_stream import read_header, read_tensor, write_tensors
-from bam_lora.store import inside, link_or_copy, new_folder, read_record, write_record
+from bam_lora.store import digest, inside, link_or_copy, new_folder, read_record, write_record
 
 LEDGER_FILE = "ledger.json"
 _PARENT = "parent"
@@ -163,7 +163,11 @@ class Ledger:
     def rank(self, name: str, upto: int | None = None) -> int:
         """R of what `stacked` gives for a weight."""
         start, _ = self._newest_snapshot(name, upto)
-        return sum(adapter.rank(name) for adapter in self._adapters(self._history(upto)[start:]) if name in adapter)
+        listed = {
+            digest(one["files"]): one["path"] for entry in self._history(upto)[start:] for one in entry["adapters"]
+        }
+        opened = [self._adapter(path) for path in listed.values()]
+        return sum(adapter.rank(name) for adapter in opened if name in adapter)
 
     def stacked(
         self, name: str, upto: int | None = None, scale: float = 1.0
@@ -181,18 +185,22 @@ class Ledger:
         Raises:
             UserError: If an adapter file is missing or damaged, or holds NaN or Inf.
         """
+        return gathered(self._parts(name, upto, scale))
+
+    def _parts(self, name: str, upto: int | None, scale: float) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
+        """Branch by branch; one whose weights a later iteration has corrected comes up again."""
         start, _ = self._newest_snapshot(name, upto)
-        parts = []
         for position, entry in enumerate(self._history(upto)[start:], start=start):
             factors = [self._adapter(adapter["path"]).factors(name) for adapter in entry["adapters"]]
-            if any(factor is not None for factor in factors):
-                part = stack(factors, self._coefficients(entry, name))
-                assert part is not None
-                own = position >= len(self.inherited)
-                parts.append((part[0] * scale, part[1]) if own and scale != 1 else part)
-        if not parts:
-            return None
-        return torch.cat([part[0] for part in parts], dim=1), torch.cat([part[1] for part in parts])
+            part = stack(factors, self._coefficients(entry, name)) if any(f is not None for f in factors) else None
+            if part is None:
+                continue
+            own = position >= len(self.inherited)
+            B_oR = part[0] * scale if own and scale != 1 else part[0]
+            present = [(digest(one["files"]), f) for one, f in zip(entry["adapters"], factors, strict=True) if f]
+            ranks = [len(factor.A_ri) for _, factor in present]
+            for (identity, _), B_or, A_ri in zip(present, B_oR.split(ranks, dim=1), part[1].split(ranks), strict=True):
+                yield identity, B_or, A_ri
 
     def start_value(self, name: str, upto: int | None = None) -> torch.Tensor | None:
         """The weight's newest fp32 snapshot, to which `stacked` is added, or None: the original base's value."""
@@ -283,20 +291,3 @@ class Ledger:
             if snapshot and name in self._snapshot_names(snapshot["path"]):
                 return position, snapshot["path"]
         return 0, None
-
-
-def write_snapshot(root: Path, iteration: int, tensors: Mapping[str, torch.Tensor]) -> str:
-    """Writes the fp32 values of weights after an iteration whose change is not low rank.
-
-    Args:
-        root: The run's folder.
-        iteration: The iteration they belong to.
-        tensors: Whole weights by name.
-
-    Returns:
-        The file's path relative to the root, for `Ledger.record`.
-    """
-    assert all(tensor.dtype == torch.float32 for tensor in tensors.values()), "snapshots are fp32"
-    path = f"snapshots/{iteration:02d}.safetensors"
-    write_tensors(inside(root, path), tensors)
-    return path

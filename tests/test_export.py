@@ -19,7 +19,8 @@ from bam_lora.coefficients import Coefficients
 from bam_lora.errors import UserError
 from bam_lora.export import export_adapter, truncated
 from bam_lora.folding import fold_into
-from bam_lora.ledger import Ledger, write_snapshot
+from bam_lora.ledger import Ledger
+from bam_lora.snapshots import write_snapshot
 
 WIDE = ("self_attn.q_proj", "mlp.up_proj", "mlp.down_proj")
 
@@ -105,6 +106,39 @@ def test_a_smaller_rank_is_the_best_one_and_says_what_it_costs(run: Path, tmp_pa
     assert facts["error"] == pytest.approx((left / whole) ** 0.5, rel=1e-6)
 
 
+def test_weights_that_keep_their_rank_count_with_their_size(tiny_base: Path, tmp_path: Path) -> None:
+    root, (narrow, wide, *_) = tmp_path / "run", shapes(tiny_base).items()
+    root.mkdir()
+    random_adapter(root / "a", dict([narrow]), seed=1, rank=2, scale=0.5)
+    random_adapter(root / "b", dict([wide]), seed=2, rank=5)
+    ledger = Ledger.start(root, {"name": str(tiny_base), "revision": None, "files": {}})
+    ledger.record(1, ["a", "b"], "linear", {f"{n}.weight": Coefficients.scalar([1.0, 1.0]) for n, _ in (narrow, wide)})
+    ledger.save()
+    facts = export_adapter(root, tmp_path / "small", rank=2)
+    left = whole = 0.0
+    for name, kept in ((f"{narrow[0]}.weight", 2), (f"{wide[0]}.weight", 2)):
+        B, A = ledger.stacked(name) or pytest.fail(name)
+        values = torch.linalg.svdvals(B.double() @ A.double())
+        left, whole = left + float(values[kept:].square().sum()), whole + float(values.square().sum())
+    assert facts["error"] == pytest.approx((left / whole) ** 0.5, rel=1e-5)
+    assert facts["errors"][f"{narrow[0]}.weight"] == 0
+
+
+def test_branches_that_are_corrected_later_are_written_once(run: Path, tmp_path: Path) -> None:
+    ledger = Ledger.load(run)
+    names = Adapter.open(run / "a").names
+    before = {name: (ledger.stacked(name) or pytest.fail(name)) for name in names}
+    ledger.record(3, ["c", "a"], "linear", {name: Coefficients.scalar([0.5, -0.25]) for name in names})
+    ledger.save()
+    assert export_adapter(run, tmp_path / "adapter")["stacked_rank"] == 12
+    adapter, first, third = (Adapter.open(folder) for folder in (tmp_path / "adapter", run / "a", run / "c"))
+    for name, (B, A) in before.items():
+        a, c, got = first.factors(name), third.factors(name), adapter.factors(name)
+        assert a is not None and c is not None and got is not None  # noqa: PT018
+        want = B @ A + 0.5 * c.scaling * c.B_or @ c.A_ri - 0.25 * a.scaling * a.B_or @ a.A_ri
+        torch.testing.assert_close(got.B_or @ got.A_ri, want, rtol=1e-4, atol=1e-6)
+
+
 def test_a_delta_is_never_wider_than_the_weight() -> None:
     B, A = gaussian(20, 50, seed=1), gaussian(50, 12, seed=2)
     B_or, A_ri, left_out, whole = truncated(B, A, 12)
@@ -123,6 +157,11 @@ def test_scale_and_refusals(run: Path, tmp_path: Path) -> None:
     torch.testing.assert_close(factors.B_or @ factors.A_ri, 0.5 * (B @ A), rtol=1e-5, atol=1e-6)
     with pytest.raises(UserError, match="--rank: expected a rank of at least 1, found 0"):
         export_adapter(run, tmp_path / "none", rank=0)
+    for scale in (float("nan"), float("inf"), -1.0):
+        with pytest.raises(UserError, match="--scale: expected a number of at least 0"):
+            export_adapter(run, tmp_path / "none", scale=scale)
+    with pytest.raises(UserError, match="expected numbers within fp32, found an overflow"):
+        export_adapter(run, tmp_path / "none", scale=1e45)
     with pytest.raises(UserError, match="expected a new"):
         export_adapter(run, run)
     with pytest.raises(UserError, match="expected a ledger, found nothing"):

@@ -30,9 +30,10 @@ from bam_lora.adapters import Adapter
 from bam_lora.errors import UserError
 from bam_lora.fold_blocks import exact_products
 from bam_lora.folding import fold, fold_into
-from bam_lora.ledger import Ledger, write_snapshot
+from bam_lora.ledger import Ledger
 from bam_lora.merge import Coefficients, MergedAdapters
 from bam_lora.safetensors_stream import read_header
+from bam_lora.snapshots import write_snapshot
 
 
 @pytest.fixture

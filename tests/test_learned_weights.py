@@ -11,6 +11,7 @@ import torch
 from conftest import ENGLISH, GERMAN
 from numerics_helpers import delta, gaussian
 
+import bam_lora.learned_weights
 import bam_lora.quickstart
 from bam_lora.adapters import Factors
 from bam_lora.base import Loading, load_model, load_tokenizer
@@ -218,3 +219,26 @@ def test_same_seed_same_weights(model: Any, selection: SelectionWindows) -> None
     assert first.coefficients == second.coefficients
     other = learn_weights(model, deltas(model), [0.5, 0.5], selection, replace(SETTINGS, seed=1))
     assert other.coefficients != first.coefficients
+
+
+def test_no_batch_is_larger_than_a_training_batch_or_longer_than_the_longest_window(
+    model: Any, selection: SelectionWindows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Windows are padded to few lengths, and all that padding counts."""
+    sizes: list[tuple[int, int]] = []
+    real = bam_lora.learned_weights.pad_windows
+
+    def recording(rows: Any, pad: int, length: int | None = None) -> Any:
+        ids, mask = real(rows, pad, length)
+        sizes.append(tuple(ids.shape))
+        return ids, mask
+
+    monkeypatch.setattr(bam_lora.learned_weights, "pad_windows", recording)
+    short = {role: [replace(w, context=(), scored=w.scored[:10]) for w in windows] * 3
+             for role, windows in selection.train.items()}  # fmt: skip
+    mixed = SelectionWindows({role: [*short[role], *selection.train[role]] for role in short}, short)
+    learn_weights(model, deltas(model), [0.5, 0.5], mixed, replace(SETTINGS, batch_tokens=300, steps=2, windows=40))
+    longest = max(window.length for windows in mixed.train.values() for window in windows)
+    assert len(sizes) > 8
+    assert all(rows * length <= 300 or rows == 1 for rows, length in sizes), sizes
+    assert all(length % 64 == 0 or length == longest for _, length in sizes), sizes

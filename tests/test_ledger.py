@@ -12,8 +12,9 @@ from numerics_helpers import delta, gaussian, random_adapter, write_adapter
 
 from bam_lora.adapters import Adapter
 from bam_lora.errors import UserError
-from bam_lora.ledger import Ledger, write_snapshot
+from bam_lora.ledger import Ledger
 from bam_lora.merge import Coefficients, linear
+from bam_lora.snapshots import write_snapshot
 
 SHAPES = {"layers.0.q_proj": (12, 8), "layers.0.up_proj": (20, 12)}
 Q, UP = "layers.0.q_proj.weight", "layers.0.up_proj.weight"
