@@ -7,7 +7,7 @@ a branch's scaling and M_RR comes from the coefficients; so it stays a low-rank 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,6 +16,7 @@ import torch
 from bam_lora.adapters import Factors
 from bam_lora.errors import UserError
 from bam_lora.safetensors_stream import all_finite
+from bam_lora.store import digest
 
 Kind = Literal["scalar", "diagonal", "blocks", "matrix"]
 
@@ -94,6 +95,28 @@ def stack(factors: Sequence[Factors | None], coefficients: Coefficients) -> tupl
             "a merged delta", expected="numbers within fp32", found="an overflow", remedy="Use smaller weights"
         )
     return B_oR, A_Ri
+
+
+def branch_parts(
+    files: Sequence[Mapping[str, Any]], factors: Sequence[Factors | None], coefficients: Coefficients
+) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
+    """The merged delta of a weight branch by branch, for `gathered`.
+
+    Args:
+        files: Sizes and hashes of each branch's adapter files, which tell whose right factor it is.
+        factors: One entry per branch, None where it does not change the weight.
+        coefficients: What the method chose for this weight.
+
+    Yields:
+        (hash of the files, B_or, A_ri) in fp32, of the branches that change the weight.
+    """
+    stacked = stack(factors, coefficients)
+    if stacked is None:
+        return
+    present = [(digest(one), len(factor.A_ri)) for one, factor in zip(files, factors, strict=True) if factor]
+    ranks = [rank for _, rank in present]
+    for (identity, _), B_or, A_ri in zip(present, stacked[0].split(ranks, dim=1), stacked[1].split(ranks), strict=True):
+        yield identity, B_or, A_ri
 
 
 def gathered(parts: Iterable[tuple[str, torch.Tensor, torch.Tensor]]) -> tuple[torch.Tensor, torch.Tensor] | None:

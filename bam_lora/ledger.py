@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from bam_lora.adapters import Adapter, Factors
-from bam_lora.coefficients import Coefficients, gathered, gram, stack
+from bam_lora.coefficients import Coefficients, branch_parts, gathered, gram
 from bam_lora.errors import UserError
 from bam_lora.ledger_history import FORMAT, file_record, history_files, history_key, moved, verify_files
 from bam_lora.ledger_view import LedgerView
@@ -185,22 +185,25 @@ class Ledger:
         Raises:
             UserError: If an adapter file is missing or damaged, or holds NaN or Inf.
         """
-        return gathered(self._parts(name, upto, scale))
+        return gathered(self.parts(name, upto, scale))
 
-    def _parts(self, name: str, upto: int | None, scale: float) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
-        """Branch by branch; one whose weights a later iteration has corrected comes up again."""
+    def parts(
+        self, name: str, upto: int | None = None, scale: float = 1.0
+    ) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
+        """What `stacked` is made from, branch by branch; one that a later iteration has corrected comes up again.
+
+        Yields:
+            (hash of the adapter's files, B_or, A_ri), oldest iteration first.
+        """
         start, _ = self._newest_snapshot(name, upto)
         for position, entry in enumerate(self._history(upto)[start:], start=start):
             factors = [self._adapter(adapter["path"]).factors(name) for adapter in entry["adapters"]]
-            part = stack(factors, self._coefficients(entry, name)) if any(f is not None for f in factors) else None
-            if part is None:
+            if all(factor is None for factor in factors):
                 continue
-            own = position >= len(self.inherited)
-            B_oR = part[0] * scale if own and scale != 1 else part[0]
-            present = [(digest(one["files"]), f) for one, f in zip(entry["adapters"], factors, strict=True) if f]
-            ranks = [len(factor.A_ri) for _, factor in present]
-            for (identity, _), B_or, A_ri in zip(present, B_oR.split(ranks, dim=1), part[1].split(ranks), strict=True):
-                yield identity, B_or, A_ri
+            own_scale = scale if position >= len(self.inherited) else 1.0
+            files = [adapter["files"] for adapter in entry["adapters"]]
+            for identity, B_or, A_ri in branch_parts(files, factors, self._coefficients(entry, name)):
+                yield identity, B_or * own_scale if own_scale != 1 else B_or, A_ri
 
     def start_value(self, name: str, upto: int | None = None) -> torch.Tensor | None:
         """The weight's newest fp32 snapshot, to which `stacked` is added, or None: the original base's value."""

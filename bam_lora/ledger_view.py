@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import torch
 
     from bam_lora.ledger import Ledger
@@ -33,6 +35,10 @@ class LedgerView:
     def stacked(self, name: str) -> tuple[torch.Tensor, torch.Tensor] | None:
         """See `Ledger.stacked`."""
         return self.ledger.stacked(name, self.upto, self.scale)
+
+    def parts(self, name: str) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
+        """See `Ledger.parts`."""
+        return self.ledger.parts(name, self.upto, self.scale)
 
     def start_value(self, name: str) -> torch.Tensor | None:
         """See `Ledger.start_value`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,7 +22,7 @@ from bam_lora.base import (
     require_same_files,
     weight_bytes,
 )
-from bam_lora.coefficients import Coefficients, stack
+from bam_lora.coefficients import Coefficients, branch_parts, gathered
 from bam_lora.errors import UserError
 from bam_lora.fold_shard import Changes
 from bam_lora.folding import fold_into
@@ -61,11 +62,13 @@ class WeightedAdapters:
 
     def stacked(self, name: str) -> tuple[torch.Tensor, torch.Tensor] | None:
         """(B_oR, A_Ri) in fp32 of all that is added."""
-        own = None
-        if name in self._coefficients:
-            own = stack([adapter.factors(name) for adapter in self._adapters], self._coefficients[name])
-        parts = [part for part in (self._start.stacked(name), own) if part is not None]
-        return (torch.cat([B for B, _ in parts], dim=1), torch.cat([A for _, A in parts])) if parts else None
+        return gathered(itertools.chain(self._start.parts(name), self._own(name)))
+
+    def _own(self, name: str) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
+        if name not in self._coefficients:
+            return
+        factors = [adapter.factors(name) for adapter in self._adapters]
+        yield from branch_parts([adapter.hashes() for adapter in self._adapters], factors, self._coefficients[name])
 
     def start_value(self, name: str) -> torch.Tensor | None:
         """What it is added to, if not the original base."""
