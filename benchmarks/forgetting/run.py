@@ -173,14 +173,11 @@ def judged(cells: list[Cell], output: Path) -> dict[str, Any]:
     for regime in dict.fromkeys(cell.regime for cell in cells):
         here = [cell for cell in cells if cell.regime == regime]
         rivals = [cell for cell in here if cell.scales]
-        seeds = {name: {cell.seed for cell in rivals if cell.arm == name} for name in {cell.arm for cell in rivals}}
         arms: dict[str, Any] = {}
         for name in dict.fromkeys(cell.arm for cell in here):
             own = [cell for cell in here if cell.arm == name]
-            # A rival that was looked at in fewer seeds must not decide over the others' intervals.
-            wanted = {cell.seed for cell in own}
-            others = [cell for cell in rivals if cell.arm != name and cell.seed in wanted and seeds[cell.arm] >= wanted]
             arms[name] = {"runs": [summary(cell, output) for cell in own], "rival": bool(own[0].scales)}
+            others = [cell for cell in rivals if cell.arm != name]
             if others and not own[0].scales:
                 arms[name]["envelope"] = against(own, others, output)
             few = [cell for cell in others if cell.arm in own[0].against]
@@ -190,9 +187,21 @@ def judged(cells: list[Cell], output: Path) -> dict[str, Any]:
     return result
 
 
-def against(own: list[Cell], others: list[Cell], output: Path) -> dict[str, Any]:
-    """What `bam-lora compare` says of an arm beside its rivals."""
-    comparison = compare([cell.folder(output) for cell in (*own, *others)])
+def against(own: list[Cell], others: list[Cell], output: Path) -> dict[str, Any] | None:
+    """What `bam-lora compare` says of an arm beside its rivals, in the seeds in which all of them stand.
+
+    A rival that was looked at with one seed only counts where the arm has no other seed either.
+    """
+    seeds = {name: {cell.seed for cell in others if cell.arm == name} for name in {cell.arm for cell in others}}
+    several = [found for found in seeds.values() if len(found) > 1]
+    shared = {cell.seed for cell in own}
+    if len(shared) > 1 and several:
+        shared = shared.intersection(*several)
+    chosen = [cell for cell in others if cell.seed in shared and seeds[cell.arm] >= shared]
+    mine = [cell for cell in own if cell.seed in shared]
+    if not mine or not chosen:
+        return None
+    comparison = compare([cell.folder(output) for cell in (*mine, *chosen)])
     entry: dict[str, Any] = next(
         entry for entry in comparison["envelope"] if any(own[0].arm in run.split("/") for run in entry["runs"])
     )
