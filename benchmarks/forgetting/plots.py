@@ -11,15 +11,15 @@ from bam_lora.report.svg import Axes, Point, Series, plot
 
 
 def write_plot(path: Path, regime: str, arms: dict[str, Any]) -> None:
-    """Writes an SVG of the arms with the most seeds: a line for each λ-curve, a mark for each final model.
+    """Writes an SVG of the arms with several seeds (of all, where none has): a line for each λ-curve, a mark for each final model.
 
     Args:
         path: The file.
         regime: Its name.
         arms: {name: {"runs": [...], ...}} as in the results file.
     """
-    most = max(len(arm["runs"]) for arm in arms.values())
-    shown = {name: arm["runs"] for name, arm in arms.items() if len(arm["runs"]) == most}
+    several = any(len(arm["runs"]) > 1 for arm in arms.values())
+    shown = {name: arm["runs"] for name, arm in arms.items() if len(arm["runs"]) > 1 or not several}
     series = [drawn for slot, (name, runs) in enumerate(shown.items()) for drawn in series_of(name, slot, runs)]
     axes = Axes("learned (target bits per byte)", "forgotten (source bits per byte)", corner="better ↘")
     title = f"Regime {regime}: learned against forgotten"
