@@ -11,7 +11,9 @@ from bam_lora.report.svg import Axes, Point, Series, plot
 
 
 def write_plot(path: Path, regime: str, arms: dict[str, Any]) -> None:
-    """Writes an SVG of the arms with several seeds (of all, where none has): a line for each λ-curve, a mark for each final model.
+    """Writes an SVG of the arms with several seeds, or of all where none has.
+
+    Each λ-curve is a line, each final model a mark.
 
     Args:
         path: The file.
