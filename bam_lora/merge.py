@@ -60,6 +60,10 @@ class MergedAdapters:
         """What the method chooses for one weight."""
         return self._method([adapter.factors(name) for adapter in self.adapters], self.weights)
 
+    def all_coefficients(self) -> dict[str, Coefficients]:
+        """What the method chooses, by weight name."""
+        return {name: self.coefficients(name) for name in self.names()}
+
     def stacked(self, name: str) -> tuple[torch.Tensor, torch.Tensor] | None:
         """(B_oR, A_Ri) in fp32 of the merged delta."""
         factors = [adapter.factors(name) for adapter in self.adapters]
@@ -71,7 +75,7 @@ class MergedAdapters:
 
     def statistics(self) -> dict[str, Any]:
         """The statistics of the merge."""
-        return merge_statistics(self.adapters, {name: self.coefficients(name) for name in self.names()})
+        return merge_statistics(self.adapters, self.all_coefficients())
 
 
 def open_adapters(

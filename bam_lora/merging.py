@@ -43,7 +43,7 @@ def merge(context: Context, iteration: IterationPlan) -> None:
         result = _learned(context, iteration, adapters, weights)
         coefficients, learned["learned"] = result.coefficients, result.record()
     else:
-        coefficients = {name: merged.coefficients(name) for name in merged.names()}
+        coefficients = merged.all_coefficients()
     names = [folder.relative_to(directory.root).as_posix() for folder in folders]
     context.ledger.record(number, names, wanted["method"], coefficients)
     context.ledger.save()

@@ -50,6 +50,7 @@ class WeightedAdapters:
         self, start: LedgerView, adapters: Sequence[Adapter], coefficients: Mapping[str, Coefficients]
     ) -> None:
         self._start, self._adapters, self._coefficients = start, list(adapters), dict(coefficients)
+        self._files = [adapter.hashes() for adapter in adapters]  # reads every byte: once, not for each weight
 
     def names(self) -> list[str]:
         """All weights that differ from the original base."""
@@ -68,7 +69,7 @@ class WeightedAdapters:
         if name not in self._coefficients:
             return
         factors = [adapter.factors(name) for adapter in self._adapters]
-        yield from branch_parts([adapter.hashes() for adapter in self._adapters], factors, self._coefficients[name])
+        yield from branch_parts(self._files, factors, self._coefficients[name])
 
     def start_value(self, name: str) -> torch.Tensor | None:
         """What it is added to, if not the original base."""

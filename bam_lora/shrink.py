@@ -209,8 +209,7 @@ def _score_sum(
     """The weighted sum of adapters on what the run started from."""
 
     def make() -> tuple[Changes, str]:
-        merged = MergedAdapters(adapters, weights)
-        coefficients = {name: merged.coefficients(name) for name in merged.names()}
+        coefficients = MergedAdapters(adapters, weights).all_coefficients()
         key = digest([scorer.ledger.key(0), [adapter.hashes() for adapter in adapters], list(weights)])
         return WeightedAdapters(scorer.ledger.view(0), adapters, coefficients), key
 
