@@ -221,10 +221,7 @@ def _tokenise_into(source: TrainingSource, tokenizer: Any, folder: Path) -> dict
     with (folder / "tokens.bin").open("wb") as file:
         for numbers, texts in _batches(source, opened):
             size_bytes += sum(len(text.encode()) for text in texts)
-            documents = [
-                ids if ids and ids[-1] == tokenizer.eos_token_id else [*ids, tokenizer.eos_token_id]
-                for ids in tokenizer(texts, verbose=False)["input_ids"]
-            ]
+            documents = tokenised(texts, tokenizer)
             # Not ndarray.tofile: it loses the error when the disk is full.
             file.write(np.fromiter(itertools.chain.from_iterable(documents), dtype=np.int32).tobytes())
             lengths.extend(map(len, documents))
@@ -242,6 +239,14 @@ def _tokenise_into(source: TrainingSource, tokenizer: Any, folder: Path) -> dict
     for name, values in (("lengths", lengths), ("rows", rows)):
         (folder / f"{name}.bin").write_bytes(np.asarray(values, dtype=np.int64).tobytes())
     return {**opened.facts, "documents": len(lengths), "tokens": total, "bytes": size_bytes}
+
+
+def tokenised(texts: Sequence[str], tokenizer: Any) -> list[list[int]]:
+    """The tokens of each text, with EOS at the end."""
+    return [
+        ids if ids and ids[-1] == tokenizer.eos_token_id else [*ids, tokenizer.eos_token_id]
+        for ids in tokenizer(list(texts), verbose=False)["input_ids"]
+    ]
 
 
 def _batches(source: TrainingSource, opened: OpenSource) -> Iterator[tuple[list[int], list[str]]]:
