@@ -17,7 +17,7 @@ from bam_lora.checkpoint import claim_output, writing
 from bam_lora.coefficients import gram
 from bam_lora.errors import UserError
 from bam_lora.ledger import Ledger
-from bam_lora.ledger_view import LedgerView
+from bam_lora.ledger_view import LedgerView, require_factor
 from bam_lora.safetensors_stream import all_finite
 from bam_lora.store import digest, new_folder, seal, write_json
 
@@ -46,8 +46,7 @@ def export_adapter(
     """
     if rank is not None and rank < 1:
         raise UserError.of("--rank", expected="a rank of at least 1", found=str(rank), remedy="Try 64, or leave it out")
-    if not math.isfinite(scale) or scale < 0:
-        raise UserError.of("--scale", expected="a number of at least 0", found=f"{scale:g}", remedy="Try 0.8")
+    require_factor("--scale", scale)
     root = Path(run).expanduser().resolve()
     ledger = Ledger.load(root)
     if not ledger.iterations and not ledger.inherited:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
+
+from bam_lora.errors import UserError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -10,6 +13,16 @@ if TYPE_CHECKING:
     import torch
 
     from bam_lora.ledger import Ledger
+
+
+def require_factor(option: str, value: float) -> None:
+    """Checks a λ or μ that the user gave.
+
+    Raises:
+        UserError: Naming the option, if the value is negative or not finite.
+    """
+    if not math.isfinite(value) or value < 0:
+        raise UserError.of(option, expected="a number of at least 0", found=f"{value:g}", remedy="Try 0.8")
 
 
 class LedgerView:

@@ -6,7 +6,6 @@ point compares with every other score of the run.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from bam_lora.fold_shard import Changes
 from bam_lora.folding import ARTEFACT
 from bam_lora.interrupt import stop_on_signals
 from bam_lora.learned_weights import LearnedWeights
+from bam_lora.ledger_view import require_factor
 from bam_lora.machine import release_memory
 from bam_lora.merge import MergedAdapters
 from bam_lora.merge_learning import branch_folders, learn_merge, past_folders
@@ -88,9 +88,8 @@ def shrink(
 
 def _check(scales: Sequence[float], source_weights: Sequence[float], output: str | Path | None) -> None:
     for option, values in (("--scale", scales), ("--source-weight", source_weights)):
-        wrong = next((value for value in values if not math.isfinite(value) or value < 0), None)
-        if wrong is not None:
-            raise UserError.of(option, expected="a number of at least 0", found=f"{wrong:g}", remedy="Try 0.5")
+        for value in values:
+            require_factor(option, value)
     asked = len(set(scales)) + len(set(source_weights))
     if output and asked != 1:
         raise UserError.of(

@@ -275,8 +275,9 @@ def test_a_damaged_matrix_is_not_folded(finished: Path, tmp_path: Path, tiny_bas
     assert not (root / "model").exists()
 
 
-@pytest.mark.parametrize("scale", ["nan", "-1", "inf"])
-def test_scales_that_are_none(finished: Path, scale: str) -> None:
-    result = CliRunner().invoke(app, ["shrink", str(finished), f"--scale={scale}"])
+@pytest.mark.parametrize("option", ["--scale", "--source-weight"])
+@pytest.mark.parametrize("value", ["nan", "-1", "inf"])
+def test_factors_that_are_none(finished: Path, option: str, value: str) -> None:
+    result = CliRunner().invoke(app, ["shrink", str(finished), f"{option}={value}"])
     assert (result.exit_code, result.exception.__class__) == (1, SystemExit)
-    assert "--scale: expected a number of at least 0" in result.stderr
+    assert f"{option}: expected a number of at least 0" in result.stderr
