@@ -92,7 +92,7 @@ def require_same_files(
             f"base {base.name}",
             expected="the files this run started from",
             found=f"others: {', '.join(changed)}",
-            remedy="Restore them; every fold starts from the original weights",
+            remedy="Restore them; what a run adds belongs to the original weights",
         )
 
 
@@ -116,7 +116,8 @@ def file_hashes(base: BaseFiles, cache: Path) -> dict[str, dict[str, Any]]:
         before = known.get(path.name, {})
         same = all(before.get(name) == value for name, value in stamp.items())
         files[path.name] = {**stamp, "sha256": before["sha256"] if same else hash_file(path)}
-    write_record(cache / _HASHES, str(base.folder), {"files": files})
+    if files != known:
+        write_record(cache / _HASHES, str(base.folder), {"files": files})
     return {name: {"bytes": file["bytes"], "sha256": file["sha256"]} for name, file in files.items()}
 
 

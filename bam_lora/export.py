@@ -13,6 +13,7 @@ import torch
 
 from bam_lora.adapter_files import exact_config, write_products
 from bam_lora.adapters import CONFIG_FILE, WEIGHTS_FILE, Adapter, Factors
+from bam_lora.base import BaseFiles, file_hashes, require_same_files
 from bam_lora.checkpoint import claim_output, writing
 from bam_lora.coefficients import gram
 from bam_lora.errors import UserError
@@ -41,8 +42,8 @@ def export_adapter(
         0 without `rank`, "errors": {weight: relative error}, "base"}.
 
     Raises:
-        UserError: If there is no run, a file of it is damaged, its delta is not low rank, or the output cannot be
-            written.
+        UserError: If there is no run, a file of it is damaged, the local folder of its base now holds another one, its
+            delta is not low rank, or the output cannot be written.
     """
     if rank is not None and rank < 1:
         raise UserError.of("--rank", expected="a rank of at least 1", found=str(rank), remedy="Try 64, or leave it out")
@@ -52,6 +53,7 @@ def export_adapter(
     if not ledger.iterations and not ledger.inherited:
         raise UserError.of(str(run), expected="a run with a merge", found="none yet", remedy="Let it come so far")
     ledger.verify()
+    _require_base(ledger)
     target = claim_output(Path(output), _ARTEFACT, keep=[root])
     products = _Compressed(ledger.view(scale=scale), rank)
     first = Adapter.open([*ledger.inherited, *ledger.iterations][0]["adapters"][0]["path"], root=root)
@@ -70,6 +72,17 @@ def export_adapter(
         "errors": products.errors(),
         "base": ledger.base["name"],
     }
+
+
+def _require_base(ledger: Ledger) -> None:
+    """The adapter names its base: a local folder under that name must still be the base that it belongs to.
+
+    One that is gone, or a base on the Hub, is not looked for: nothing of it is needed here.
+    """
+    name, folder = ledger.base["name"], Path(ledger.base["name"])
+    if ledger.base["revision"] is None and folder.is_dir():
+        base = BaseFiles(name, folder.resolve(), None)
+        require_same_files(base, file_hashes(base, ledger.root), ledger.base["files"])
 
 
 class _Compressed:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
 from bam_lora.adapters import Adapter
+from bam_lora.base import file_hashes, find_base
 from bam_lora.cli import app
 from bam_lora.coefficients import Coefficients
 from bam_lora.errors import UserError
@@ -23,6 +25,10 @@ from bam_lora.ledger import Ledger
 from bam_lora.snapshots import write_snapshot
 
 WIDE = ("self_attn.q_proj", "mlp.up_proj", "mlp.down_proj")
+
+
+def base_record(base: Path, root: Path) -> dict[str, Any]:
+    return {"name": str(base), "revision": None, "files": file_hashes(find_base(str(base)), root)}
 
 
 def shapes(base: Path) -> dict[str, tuple[int, int]]:
@@ -42,7 +48,7 @@ def run(tiny_base: Path, tmp_path: Path) -> Path:
     root.mkdir()
     for place, named in (("a", sizes), ("b", sizes), ("c", sizes), ("d", few)):
         random_adapter(root / place, named, seed=ord(place), rank=3)
-    ledger = Ledger.start(root, {"name": str(tiny_base), "revision": None, "files": {}})
+    ledger = Ledger.start(root, base_record(tiny_base, root))
     ledger.record(1, ["a", "b"], "linear", {f"{name}.weight": Coefficients.scalar([0.4, 0.6]) for name in sizes})
     blocks = {
         f"{name}.weight": Coefficients("blocks", gaussian(1, 18 if name in few else 9, seed=4).double().flatten())
@@ -111,7 +117,7 @@ def test_weights_that_keep_their_rank_count_with_their_size(tiny_base: Path, tmp
     root.mkdir()
     random_adapter(root / "a", dict([narrow]), seed=1, rank=2, scale=0.5)
     random_adapter(root / "b", dict([wide]), seed=2, rank=5)
-    ledger = Ledger.start(root, {"name": str(tiny_base), "revision": None, "files": {}})
+    ledger = Ledger.start(root, base_record(tiny_base, root))
     ledger.record(1, ["a", "b"], "linear", {f"{n}.weight": Coefficients.scalar([1.0, 1.0]) for n, _ in (narrow, wide)})
     ledger.save()
     facts = export_adapter(root, tmp_path / "small", rank=2)
@@ -145,6 +151,30 @@ def test_a_delta_is_never_wider_than_the_weight() -> None:
     assert (B_or.shape, A_ri.shape) == ((20, 12), (12, 12))
     torch.testing.assert_close(B_or.double() @ A_ri.double(), B.double() @ A.double(), rtol=1e-5, atol=1e-4)
     assert left_out < 1e-20 * whole
+
+
+def test_the_base_that_it_names_is_the_one_it_belongs_to(run: Path, tiny_base: Path, tmp_path: Path) -> None:
+    base = shutil.copytree(tiny_base, tmp_path / "base")
+    ledger = Ledger.load(run)
+    ledger.base["name"] = str(base)
+    ledger.save()
+    export_adapter(run, tmp_path / "adapter")
+    weights = base / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
+    (base / "config.json").unlink()
+    command = ["export", str(run), "--output", str(tmp_path / "other")]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 1
+    (line,) = result.stderr.splitlines()
+    assert f"base {base}: expected the files this run started from" in line
+    assert "found others: config.json, model.safetensors" in line
+    assert not (tmp_path / "other").exists()
+    shutil.rmtree(base)  # nothing of it is needed, so one that is elsewhere now is no mistake
+    assert CliRunner().invoke(app, command).exit_code == 0
+    base.mkdir()  # as would be a Hub id that is also the name of a folder
+    ledger.base["revision"] = "abc"
+    ledger.save()
+    assert CliRunner().invoke(app, command).exit_code == 0
 
 
 def test_scale_and_refusals(run: Path, tmp_path: Path) -> None:
