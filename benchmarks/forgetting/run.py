@@ -42,13 +42,19 @@ class Cell:
     seed: int
     settings: dict[str, Any]
     scales: list[float]
-    checkpoints: bool
     base: str | None = None  # one of the grid's bases, made by a run of its own
     against: tuple[str, ...] = ()  # rivals that it is also judged against alone
 
     def folder(self, output: Path) -> Path:
         """Its run directory."""
         return output / self.regime / self.arm / f"seed-{self.seed}"
+
+    def overrides(self, output: Path) -> list[str]:
+        """What its recipe changes of recipe.yaml, as `--set` takes it."""
+        settings = {**self.settings, "seed": self.seed}
+        if self.base:
+            settings["base"] = str(output.resolve() / BASES / self.base / "seed-0" / "model")
+        return [f"{key}={json.dumps(value)}" for key, value in settings.items()]
 
 
 def main() -> None:
@@ -126,15 +132,13 @@ def cells_of(grid: dict[str, Any], subset: str | None) -> list[Cell]:
 def bases_of(grid: dict[str, Any], cells: list[Cell]) -> list[Cell]:
     """The runs that make the bases of these cells, each before any cell is run."""
     named = dict.fromkeys(cell.base for cell in cells if cell.base)
-    return [Cell(BASES, name, 0, grid["bases"][name], [], False) for name in named]
+    return [Cell(BASES, name, 0, grid["bases"][name], []) for name in named]
 
 
 def make_cell(regime: str, name: str, seed: int, where: dict[str, Any], arm: dict[str, Any]) -> Cell:
-    checkpoints = arm.get("checkpoints", False)
-    kept = {"keep.checkpoints": True} if checkpoints else {}
-    settings = {**where["set"], **arm["set"], **kept}
-    return Cell(regime, name, seed, settings, arm.get("shrink", []), checkpoints, where.get("base"),
-                tuple(arm.get("against", ())))  # fmt: skip
+    settings = {**where["set"], **arm["set"]}
+    rivals = tuple(arm.get("against", ()))
+    return Cell(regime, name, seed, settings, arm.get("shrink", []), where.get("base"), rivals)
 
 
 def carry_out(cell: Cell, output: Path, threads: str) -> None:
@@ -142,14 +146,11 @@ def carry_out(cell: Cell, output: Path, threads: str) -> None:
     folder = cell.folder(output)
     folder.parent.mkdir(parents=True, exist_ok=True)
     environ = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ, "OMP_NUM_THREADS": threads}
-    settings = {**cell.settings, "seed": cell.seed}
-    if cell.base:
-        settings["base"] = str(output.resolve() / BASES / cell.base / "seed-0" / "model")
-    sets = [part for key, value in settings.items() for part in ("--set", f"{key}={json.dumps(value)}")]
+    sets = [part for override in cell.overrides(output) for part in ("--set", override)]
     commands = [["run", str(HERE / "recipe.yaml"), "--output", str(folder), *sets]]
     if cell.scales:
         scales = [part for scale in cell.scales for part in ("--scale", str(scale))]
-        commands.append(["shrink", str(folder), *scales, *(["--checkpoints"] if cell.checkpoints else [])])
+        commands.append(["shrink", str(folder), *scales])
     with folder.with_suffix(".log").open("a") as log:
         for command in commands:
             status = subprocess.call([sys.executable, "-m", "bam_lora", *command], stdout=log, stderr=log, env=environ)
@@ -163,9 +164,8 @@ def is_finished(cell: Cell, output: Path) -> bool:
         return False
     curve = folder / "shrink.json"
     points = json.loads(curve.read_text())["points"] if curve.exists() else []
-    kinds = {point["kind"] for point in points}
     shrunk = {point["scale"] for point in points if point["kind"] == "shrink"}
-    return shrunk >= set(cell.scales) and (not cell.checkpoints or {"checkpoint", "ema"} <= kinds)
+    return shrunk >= set(cell.scales)
 
 
 def judged(cells: list[Cell], output: Path) -> dict[str, Any]:
