@@ -16,7 +16,6 @@ import torch
 from bam_lora.adapters import Factors
 from bam_lora.errors import UserError
 from bam_lora.safetensors_stream import all_finite
-from bam_lora.store import digest
 
 Kind = Literal["scalar", "diagonal", "blocks", "matrix"]
 
@@ -97,6 +96,11 @@ def stack(factors: Sequence[Factors | None], coefficients: Coefficients) -> tupl
     return B_oR, A_Ri
 
 
+def identity_of(files: Mapping[str, Mapping[str, Any]]) -> str:
+    """What tells one adapter from another: the hashes of its files as they are, since every weight asks for it."""
+    return " ".join(sorted(stated["sha256"] for stated in files.values()))
+
+
 def branch_parts(
     files: Sequence[Mapping[str, Any]], factors: Sequence[Factors | None], coefficients: Coefficients
 ) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
@@ -108,12 +112,12 @@ def branch_parts(
         coefficients: What the method chose for this weight.
 
     Yields:
-        (hash of the files, B_or, A_ri) in fp32, of the branches that change the weight.
+        (identity of the files, B_or, A_ri) in fp32, of the branches that change the weight.
     """
     stacked = stack(factors, coefficients)
     if stacked is None:
         return
-    present = [(digest(one), len(factor.A_ri)) for one, factor in zip(files, factors, strict=True) if factor]
+    present = [(identity_of(one), len(factor.A_ri)) for one, factor in zip(files, factors, strict=True) if factor]
     ranks = [rank for _, rank in present]
     for (identity, _), B_or, A_ri in zip(present, stacked[0].split(ranks, dim=1), stacked[1].split(ranks), strict=True):
         yield identity, B_or, A_ri

@@ -19,12 +19,12 @@ from typing import Any
 import torch
 
 from bam_lora.adapters import Adapter, Factors
-from bam_lora.coefficients import Coefficients, branch_parts, gathered, gram
+from bam_lora.coefficients import Coefficients, branch_parts, gathered, gram, identity_of
 from bam_lora.errors import UserError
 from bam_lora.ledger_history import FORMAT, file_record, history_files, history_key, moved, verify_files
 from bam_lora.ledger_view import LedgerView
 from bam_lora.safetensors_stream import read_header, read_tensor, write_tensors
-from bam_lora.store import digest, inside, link_or_copy, new_folder, read_record, write_record
+from bam_lora.store import inside, link_or_copy, new_folder, read_record, write_record
 
 LEDGER_FILE = "ledger.json"
 _PARENT = "parent"
@@ -164,7 +164,7 @@ class Ledger:
         """R of what `stacked` gives for a weight."""
         start, _ = self._newest_snapshot(name, upto)
         listed = {
-            digest(one["files"]): one["path"] for entry in self._history(upto)[start:] for one in entry["adapters"]
+            identity_of(one["files"]): one["path"] for entry in self._history(upto)[start:] for one in entry["adapters"]
         }
         opened = [self._adapter(path) for path in listed.values()]
         return sum(adapter.rank(name) for adapter in opened if name in adapter)
@@ -193,7 +193,7 @@ class Ledger:
         """What `stacked` is made from, branch by branch; one that a later iteration has corrected comes up again.
 
         Yields:
-            (hash of the adapter's files, B_or, A_ri), oldest iteration first.
+            (identity of the adapter's files, B_or, A_ri), oldest iteration first.
         """
         start, _ = self._newest_snapshot(name, upto)
         for position, entry in enumerate(self._history(upto)[start:], start=start):

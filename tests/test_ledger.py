@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -79,6 +80,28 @@ def test_recording_again_replaces_and_drops_what_came_later(tmp_path: Path) -> N
     random_adapter(tmp_path / "other", SHAPES, seed=99)
     ledger.record(2, ["other"], "linear", {name: Coefficients.scalar([1.0]) for name in (Q, UP)})
     assert ledger.key() not in keys
+
+
+def test_an_adapter_that_comes_up_again_is_known_by_its_content(tmp_path: Path) -> None:
+    """Nothing is hashed to know it, weight by weight: the ledger states the hashes."""
+    ledger = grow(tmp_path, 2)
+    shutil.copytree(tmp_path / "iterations/01/branch-1/adapter", tmp_path / "copy")
+    config = tmp_path / "iterations/01/branch-2/adapter/adapter_config.json"
+    shutil.copytree(config.parent, tmp_path / "other")  # the same weights under another config are another adapter
+    (tmp_path / "other" / config.name).write_text(config.read_text() + "\n")
+    ledger.record(3, ["copy", "other"], "linear", {name: Coefficients.scalar([0.5, 0.125]) for name in (Q, UP)})
+    before, added = dense(tmp_path, Q, range(1, 3)), torch.zeros(12, 8, dtype=torch.float64)
+    for folder, weight in (("copy", 0.5), ("other", 0.125)):
+        factors = Adapter.open(tmp_path / folder).factors(Q)
+        assert factors is not None
+        added += weight * delta(factors.A_ri, factors.B_or, factors.scaling)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("hashlib.sha256", lambda *_: pytest.fail("hashed"))
+        stacked = ledger.stacked(Q)
+        assert ledger.rank(Q) == 2 * (2 + 3) + 3
+    assert stacked is not None
+    assert stacked[1].shape[0] == 2 * (2 + 3) + 3
+    torch.testing.assert_close(stacked[0].double() @ stacked[1].double(), before + added, rtol=1e-5, atol=1e-7)
 
 
 def test_the_key_is_of_content_not_of_places(tmp_path: Path) -> None:
