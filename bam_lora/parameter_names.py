@@ -16,7 +16,7 @@ from typing import Any
 
 from bam_lora.errors import UserError, first_line
 from bam_lora.safetensors_stream import TensorRecord
-from bam_lora.tensor_layouts import Inexpressible, Layout, Piece, pieces, whole
+from bam_lora.tensor_layouts import Inexpressible, Layout, Piece, Unfit, pieces, whole
 from bam_lora.weight_conversion import converted_layouts
 
 __all__ = ["Piece", "stored_parameters"]
@@ -170,6 +170,13 @@ class _View:
                 return None
             if name not in self._matrices:
                 self._matrices[name] = pieces(layout)
+        except Unfit as error:
+            raise UserError.of(
+                f"parameter {key!r}",
+                expected="tensors in the checkpoint that make it up",
+                found=str(error),
+                remedy="Check that config.json and all files belong to this model",
+            ) from None
         except Inexpressible as error:
             raise UserError.of(
                 f"parameter {key!r}",

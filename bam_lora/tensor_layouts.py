@@ -38,6 +38,10 @@ class Inexpressible(Exception):
     """An array that is not made of whole rows of stored matrices; the text says what it is."""
 
 
+class Unfit(Inexpressible):
+    """Stored tensors that do not make the array: one is missing, or they belong to another model."""
+
+
 @dataclass(frozen=True)
 class Axis:
     """Elements [first, first + size) of an array along one axis, and where they are in the stored tensor.
@@ -96,7 +100,7 @@ def stack(layouts: Sequence[Layout], dim: int) -> Layout:
     """What `torch.stack` makes of them.
 
     Raises:
-        Inexpressible: If their shapes differ.
+        Unfit: If their shapes differ.
     """
     new = Axis(0, 1, None, 0, 1)
     return concatenate(
@@ -115,14 +119,14 @@ def concatenate(layouts: Sequence[Layout], dim: int) -> Layout:
     """What `torch.cat` makes of them.
 
     Raises:
-        Inexpressible: If their shapes do not fit together.
+        Unfit: If their shapes do not fit together.
     """
     size = 0
     boxes: list[Box] = []
     for layout in layouts:
         if layouts[0].resized(dim, layout.shape[dim], ()).shape != layout.shape:
             shapes = f"{list(layouts[0].shape)} and {list(layout.shape)}"
-            raise Inexpressible(f"tensors of shapes {shapes} to be joined, one of them {layout.boxes[0].tensor!r}")
+            raise Unfit(f"tensors of shapes {shapes} to be joined, one of them {layout.boxes[0].tensor!r}")
         for box in layout.boxes:
             boxes.append(box.replaced(dim, replace(box.axes[dim], first=box.axes[dim].first + size)))
         size += layout.shape[dim]
@@ -133,11 +137,11 @@ def split(layout: Layout, sizes: Sequence[int], dim: int) -> list[Layout]:
     """What `torch.split` makes of it.
 
     Raises:
-        Inexpressible: If the sizes do not add up to its own.
+        Unfit: If the sizes do not add up to its own.
     """
     if sum(sizes) != layout.shape[dim]:
         found = f"tensor {layout.boxes[0].tensor!r} of shape {list(layout.shape)} to be cut into {list(sizes)}"
-        raise Inexpressible(found)
+        raise Unfit(found)
     parts, first = [], 0
     for size in sizes:
         boxes = []
@@ -191,8 +195,7 @@ def _matrix_pieces(shape: tuple[int, ...], boxes: Sequence[tuple[int | None, Box
         if piece.rows[0] != row:
             break
         row = piece.rows[1]
-    if row != (shape[0] if shape else 1):
-        raise Inexpressible(f"only rows [0, {row}) of shape {list(shape)}")
+    assert row == (shape[0] if shape else 1), (shape, found)  # boxes fill their layout
     return found
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from bam_lora.safetensors_stream import TensorRecord
-from bam_lora.tensor_layouts import Inexpressible, Layout, concatenate, split, stack, transpose, whole
+from bam_lora.tensor_layouts import Inexpressible, Layout, Unfit, concatenate, split, stack, transpose, whole
 
 # By the pattern of the names that the tensors came from: a list of tensors, or the one that an operation made of them.
 _Collected = dict[str, Layout | list[Layout]]
@@ -59,8 +59,8 @@ def _checked(layout: Layout | Inexpressible, shape: Sequence[int]) -> Layout | I
     """What has another shape than the parameter has been misunderstood, or is not of this model."""
     if isinstance(layout, Inexpressible) or layout.shape == tuple(shape):
         return layout
-    found = f"tensor {layout.boxes[0].tensor!r} and others that make" if len(layout.boxes) > 1 else "a tensor of"
-    return Inexpressible(f"{found} shape {list(layout.shape)}, not {list(shape)}")
+    more = " and others that make" if len(layout.boxes) > 1 else " of"
+    return Unfit(f"tensor {layout.boxes[0].tensor!r}{more} shape {list(layout.shape)}, not {list(shape)}")
 
 
 def _converted(
