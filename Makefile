@@ -5,7 +5,7 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help setup quickstart test test-slow lint format docs bench bench-forgetting clean
+.PHONY: help setup quickstart test test-slow lint format docs bench bench-forgetting bench-fold bench-precision clean
 
 help:
 	@echo "make quickstart   the whole loop on the embedded model, CPU, minutes"
@@ -16,6 +16,8 @@ help:
 	@echo "make docs         regenerate the recipe reference, docs/recipe.md"
 	@echo "make bench        the benchmark on real text (BAM_LORA_BENCH_DATA=folder with data/ and models/)"
 	@echo "make bench-forgetting  learning against forgetting, ours and its rivals (HOURS=6 JOBS=1; SUBSET=quick: half an hour)"
+	@echo "make bench-fold   folding adapters: cp, bam-lora, PEFT, mergekit, axolotl (ROUNDS=5; LARGE=1: also an 8 B model)"
+	@echo "make bench-precision   what is left of the deltas after many folds, ours and three others"
 	@echo "make test-slow    the tests that take minutes"
 
 setup: $(READY)
@@ -55,6 +57,13 @@ HOURS ?= 6
 JOBS ?= 1
 bench-forgetting: $(READY)
 	$(BIN)/python benchmarks/forgetting/run.py --hours $(HOURS) --jobs $(JOBS) $(if $(SUBSET),--subset $(SUBSET))
+
+ROUNDS ?= 5
+bench-fold: $(READY)
+	$(BIN)/python benchmarks/fold/run.py --rounds $(ROUNDS) $(if $(LARGE),--large)
+
+bench-precision: $(READY)
+	$(BIN)/python benchmarks/precision/run.py
 
 clean:
 	rm -rf .venv quickstart

@@ -7,6 +7,8 @@ that of a trained model: 0.02, and deltas of 1 % of it.
 from __future__ import annotations
 
 import json
+import math
+import shutil
 import zlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -14,12 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from bam_lora.merge import merge_adapters
 from bam_lora.safetensors_stream import write_stream, write_tensors
-from bam_lora.store import hash_file
+from bam_lora.store import hash_file, require_space
 
 RANK, ALPHA = 64, 128
 WEIGHTS = (0.5, 0.5)
@@ -72,13 +73,14 @@ def make_inputs(name: str, work: Path, *, seed: int = 0) -> Inputs:
     made = root / _MADE
     facts = json.loads(made.read_text()) if made.exists() else {}
     if {key: facts.get(key) for key in wanted} != wanted:
-        made.unlink(missing_ok=True)
+        shutil.rmtree(root, ignore_errors=True)
         print(f"making {root}", flush=True)
+        root.mkdir(parents=True, exist_ok=True)
+        require_space(root, 2 * _bytes(size), "a random model and what is made of it")
         _write_base(base, size, seed)
         for number, folder in enumerate((first, second), start=1):
             _write_adapter(folder, size, base, seed + number)
-        if not stacked.exists():
-            merge_adapters([first, second], stacked, weights=list(WEIGHTS))
+        merge_adapters([first, second], stacked, weights=list(WEIGHTS))
         files = [base / "model.safetensors", *(folder / "adapter_model.safetensors" for folder in (first, second))]
         hashes = {str(file.relative_to(root)): hash_file(file) for file in files}
         facts = {**wanted, "bytes": {str(f.relative_to(root)): f.stat().st_size for f in files}, "sha256": hashes}
@@ -109,6 +111,10 @@ def _layout(size: Size) -> list[tuple[str, str, tuple[int, ...]]]:
             tensors[f"model.layers.{layer}.{norm}.weight"] = (size.hidden,)
     tensors["model.norm.weight"] = (size.hidden,)
     return [(name, "BF16", shape) for name, shape in sorted(tensors.items())]
+
+
+def _bytes(size: Size) -> int:
+    return sum(2 * math.prod(shape) for _, _, shape in _layout(size))
 
 
 def _gaussian(name: str, shape: tuple[int, ...], std: float, seed: int) -> torch.Tensor:
@@ -161,8 +167,9 @@ def _write_adapter(folder: Path, size: Size, base: Path, seed: int) -> None:
             name = f"base_model.model.{module}.lora_{half}.weight"
             tensors[name] = _gaussian(name, shape, std, seed)
     write_tensors(folder / "adapter_model.safetensors", tensors, {"format": "pt"})
-    config = LoraConfig(
-        r=RANK, lora_alpha=ALPHA, target_modules=list(_TARGETS), task_type="CAUSAL_LM", inference_mode=True,
-        base_model_name_or_path=str(base.resolve()),
-    )  # fmt: skip
-    config.save_pretrained(str(folder))
+    config = {
+        "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": str(base.resolve()), "r": RANK,
+        "lora_alpha": ALPHA, "lora_dropout": 0.0, "target_modules": list(_TARGETS), "bias": "none",
+        "fan_in_fan_out": False, "init_lora_weights": True, "inference_mode": True,
+    }  # fmt: skip
+    (folder / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")

@@ -30,11 +30,12 @@ from inputs import WEIGHTS, Inputs, make_inputs
 from measuring import Failed, measure, warm
 from tables import table
 
+import bam_lora
 from bam_lora.machine import environment
 
 HERE = Path(__file__).resolve().parent
 MEASURES = ("cp -r", "bam-lora")  # what all others are compared with
-_METHOD = (
+METHOD = (
     "whole processes in the same order each round; before each its inputs are read once (a warm page cache) and all "
     "else is synced; every file written is synced within its time; memory every 20 ms, summed over the process tree"
 )
@@ -48,7 +49,7 @@ def main() -> None:
     present, absent = peers(options.peers, options.work)
     field = [copying(), ours(), *present]
     failed = trials(field, inputs["tiny"], options)
-    results: dict[str, Any] = {"provenance": provenance, "method": _METHOD, "weights": WEIGHTS, "models": {}}
+    results: dict[str, Any] = {"provenance": provenance, "method": METHOD, "weights": WEIGHTS, "models": {}}
     for name in names:
         # The large model is about scale: who holds a whole model in memory has no place in it.
         asked = [one for one in field if one.name not in failed and (name != "8b" or one.name in MEASURES)]
@@ -86,13 +87,16 @@ def parse() -> argparse.Namespace:
 
 
 def provenance_of(options: argparse.Namespace) -> dict[str, Any]:
+    if Path(bam_lora.__file__).parents[1] != ROOT:
+        sys.exit(f"error: bam_lora: expected the one in {ROOT}, found {bam_lora.__file__}; use this tree's environment")
     status = subprocess.check_output(["git", "-C", str(ROOT), "status", "--porcelain"], text=True)
     dirty = [line for line in status.splitlines() if "/results/" not in line]
     if dirty and not options.allow_dirty:
         sys.exit("error: uncommitted changes; commit them first, a result must name the code that gave it")
     facts = environment("cpu", options.threads)
     command = " ".join(["benchmarks/fold/run.py", "--rounds", str(options.rounds), *(["--large"] * options.large)])
-    return {**facts, "command": command, "dirty": bool(dirty)}
+    variables = {key: value for key, value in os.environ.items() if key.startswith(("OMP_", "MKL_", "KMP_"))}
+    return {**facts, "command": command, "dirty": bool(dirty), "variables": variables, "load": os.getloadavg()}
 
 
 def trials(field: Sequence[Contender], tiny: Inputs, options: argparse.Namespace) -> dict[str, str]:
