@@ -5,6 +5,7 @@ Shapes: o output, i input, r rank, E experts.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -103,12 +104,18 @@ class Entry:
         return self.low_rank is not None and self.magnitude is None and self.tokens is None
 
     @property
+    def value_shape(self) -> tuple[int, int]:
+        """(o, i) of the weight that it holds whole."""
+        assert self.value is not None
+        return self.value.shape[0], math.prod(self.value.shape[1:])
+
+    @property
     def shape(self) -> tuple[int, int]:
         """(o, i) of the weight; a vector has one column. Of trained rows only (1 + the last of them, i)."""
         if self.low_rank is not None:
             return self.low_rank.shape
         if self.value is not None:
-            return self.value.shape[0], self.value.shape[1] if len(self.value.shape) == 2 else 1
+            return self.value_shape
         assert self.tokens is not None
         return 1 + max(self.tokens.indices, default=0), self.tokens.values.shape[1]
 

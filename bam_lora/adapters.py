@@ -16,7 +16,7 @@ import torch
 from bam_lora.adapter_config import CONFIG_FILE, check_config
 from bam_lora.adapter_entries import Entry, LowRank, entries_of
 from bam_lora.errors import UserError
-from bam_lora.safetensors_stream import TensorRecord, all_finite, read_header, read_tensor
+from bam_lora.safetensors_stream import TensorRecord, all_finite, map_tensor, read_header, read_tensor
 from bam_lora.store import hash_file, inside, read_json
 
 __all__ = ["CONFIG_FILE", "WEIGHTS_FILE", "Adapter", "Entry", "Factors"]
@@ -126,16 +126,29 @@ class Adapter:
         Raises:
             UserError: If it holds NaN or Inf, or the file has changed since it was opened.
         """
-        path = self.path / WEIGHTS_FILE
-        tensor = read_tensor(path, record)
+        tensor = read_tensor(self.path / WEIGHTS_FILE, record)
+        self._check_finite(tensor, record)
+        return tensor
+
+    def _check_finite(self, tensor: torch.Tensor, record: TensorRecord) -> None:
         if not all_finite(tensor):
             raise UserError.of(
-                f"tensor {record.name!r} in {path}",
+                f"tensor {record.name!r} in {self.path / WEIGHTS_FILE}",
                 expected="finite numbers",
                 found="NaN or Inf",
                 remedy="The training diverged or the file is damaged; train this adapter again",
             )
+
+    def mapped(self, record: TensorRecord) -> torch.Tensor:
+        """One of its tensors, as stored, read from the disk only where it is used."""
+        tensor = map_tensor(self.path / WEIGHTS_FILE, record)
+        self._check_finite(tensor, record)
         return tensor
+
+    def is_rows(self, name: str) -> bool:
+        """Whether it holds nothing but single rows of a weight."""
+        entry = self._entries[name]
+        return entry.low_rank is None and entry.value is None
 
     def hashes(self) -> dict[str, dict[str, Any]]:
         """{file: {"bytes", "sha256"}} of the two files that make the adapter."""

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+_SHOWN = 3
+
 
 class UserError(ValueError):
     """Something the user can put right. Its text is one line: what, expected, found, remedy.
@@ -33,3 +37,9 @@ def first_line(error: BaseException) -> str:
 
 class Interrupted(KeyboardInterrupt):
     """The run was asked to stop (Ctrl-C or SIGTERM) and has left everything in a state that resumes."""
+
+
+def some(names: Sequence[str]) -> str:
+    """The first few names, and how many more there are."""
+    more = len(names) - _SHOWN
+    return ", ".join(names[:_SHOWN]) + (f" and {more} more" if more > 0 else "")

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import torch
 
+from bam_lora.dense_change import Resolver
 from bam_lora.errors import UserError
 from bam_lora.safetensors_stream import TORCH_DTYPES, TensorRecord, byte_view, read_rows
 
@@ -27,17 +28,36 @@ BLOCK_ELEMENTS = 1 << 19
 
 @dataclass(frozen=True)
 class Delta:
-    """What becomes of a weight: `start` (fp32, None: the base's value) plus B_oR · A_Ri (None: nothing)."""
+    """What becomes of a weight: `start` (fp32, None: the base's value) plus B_oR · A_Ri, then `dense`."""
 
     B_oR: torch.Tensor | None = None
     A_Ri: torch.Tensor | None = None
     start: torch.Tensor | None = None
+    dense: Resolver | None = None
+
+    def add(self, original: torch.Tensor, first: int, result: torch.Tensor) -> torch.Tensor:
+        """Rows of the weight before `dense`, in `result` or, unchanged, `original` itself.
+
+        Args:
+            original: The base's rows in fp32.
+            first: The number of the first of them.
+            result: Memory of the same shape.
+        """
+        stop = first + len(original)
+        begin = original if self.start is None else result.copy_(self.start[first:stop])
+        if self.B_oR is None or self.A_Ri is None:
+            return begin
+        return torch.addmm(begin, self.B_oR[first:stop], self.A_Ri, out=result)
 
 
 @dataclass(frozen=True)
 class Block:
-    """Rows [first, first + rows) of a stored tensor, seen as a matrix, and the type that they are written in."""
+    """Rows [first, first + rows) of a stored matrix and the type that they are written in.
 
+    `name` is the changed weight's, None where only the type changes. A matrix may get more rows than are stored.
+    """
+
+    name: str | None
     path: Path
     record: TensorRecord
     first: int
@@ -51,6 +71,7 @@ class Block:
 class Done:
     """A computed block: its bytes, which stay valid until `buffer` is given back, and two sums of squares."""
 
+    name: str | None
     data: memoryview
     buffer: Buffer
     weight_square: float
@@ -117,18 +138,20 @@ class BlockComputer:
         buffer = self._free.get()
         size = (block.rows, block.columns)
         stored = buffer.matrix(*size, TORCH_DTYPES[block.record.dtype])
-        read_rows(block.path, block.record, stored, block.first)
+        _read_stored(block.path, block.record, stored, block.first)
         original, result = (self._work_buffer(name).matrix(*size, torch.float32) for name in ("original", "result"))
         original.copy_(stored)
         weight_square = _square(original)
-        result = self._add(delta, block, original, result)
+        result = delta.add(original, block.first, result)
+        if delta.dense is not None:
+            result = delta.dense(result.cpu(), block.first).to(result.device)
         rounded = buffer.matrix(*size, block.dtype)  # the stored bytes in it are not needed any more
         rounded.copy_(result)
         _check_finite(block, result)
         delta_square = 0.0
         if result is not original:
             delta_square = _square(torch.sub(result, original, out=original))
-        return Done(byte_view(rounded), buffer, weight_square, delta_square)
+        return Done(block.name, byte_view(rounded), buffer, weight_square, delta_square)
 
     def _work_buffer(self, name: str) -> Buffer:
         if not hasattr(self._work, name):
@@ -136,14 +159,22 @@ class BlockComputer:
         buffer: Buffer = getattr(self._work, name)
         return buffer
 
-    def _add(self, delta: Delta, block: Block, original: torch.Tensor, result: torch.Tensor) -> torch.Tensor:
-        stop = block.first + block.rows
-        begin = original
-        if delta.start is not None:
-            begin = result.copy_(delta.start[block.first : stop])
-        if delta.B_oR is None or delta.A_Ri is None:
-            return begin
-        return torch.addmm(begin, delta.B_oR[block.first : stop], delta.A_Ri, out=result)
+
+def _read_stored(path: Path, record: TensorRecord, into: torch.Tensor, first: int) -> None:
+    """Rows as stored; zeros beyond the last."""
+    there = max(0, min(len(into), as_matrix(record.shape)[0] - first))
+    read_rows(path, record, into[:there], first)
+    into[there:] = 0
+
+
+def stored_blocks(path: Path, record: TensorRecord, delta: Delta) -> Iterator[tuple[int, torch.Tensor]]:
+    """A stored matrix block by block, in fp32, with a delta but for its `dense`: (first row, rows)."""
+    rows, columns = as_matrix(record.shape)
+    for first, count in row_ranges(rows, columns) if columns else ():
+        stored = torch.empty(count, columns, dtype=TORCH_DTYPES[record.dtype])
+        read_rows(path, record, stored, first)
+        original = stored.float()
+        yield first, delta.add(original, first, torch.empty_like(original))
 
 
 def _square(matrix: torch.Tensor) -> float:

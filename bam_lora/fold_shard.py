@@ -4,42 +4,33 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
 import os
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import FileIO
 from pathlib import Path
-from typing import Protocol
 
 import torch
 
-from bam_lora.fold_blocks import Block, BlockComputer, Delta, Done, as_matrix, row_ranges
-from bam_lora.safetensors_stream import TORCH_DTYPES, Header, TensorRecord, build_header, damaged
+from bam_lora.fold_blocks import Block, BlockComputer, Delta, Done, as_matrix, row_ranges, stored_blocks
+from bam_lora.fold_plan import Changes, FoldPlan, Part
+from bam_lora.safetensors_stream import DTYPE_BITS, TORCH_DTYPES, Header, TensorRecord, build_header, damaged
 
 _COPY_BYTES = 1 << 22
 _FLUSH_BYTES = 1 << 27
 
 
-class Changes(Protocol):
-    """What is added to a base: a ledger's view or merged adapters. Shapes: o output, i input, R stacked rank."""
+@dataclass(frozen=True)
+class _Output:
+    """A tensor to be written: what it begins as, and the parts of it that change."""
 
-    def names(self) -> list[str]:
-        """The weights that change, by their names in the checkpoint, sorted."""
-        ...
-
-    def shape(self, name: str) -> tuple[int, int]:
-        """(o, i) of such a weight."""
-        ...
-
-    def stacked(self, name: str) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """(B_oR, A_Ri) in fp32, whose product is added, or None."""
-        ...
-
-    def start_value(self, name: str) -> torch.Tensor | None:
-        """(o, i) in fp32, to be taken instead of the base's value, or None."""
-        ...
+    name: str
+    shape: tuple[int, ...]
+    record: TensorRecord
+    parts: Sequence[Part]
 
 
 @dataclass(frozen=True)
@@ -81,6 +72,7 @@ class ShardFolder:
     def __init__(
         self,
         changes: Changes,
+        plan: FoldPlan,
         pool: Executor,
         *,
         workers: int,
@@ -89,7 +81,7 @@ class ShardFolder:
         progress: Callable[[int], None] | None,
     ) -> None:
         self._changes = changes
-        self._changed = set(changes.names())
+        self._plan = plan
         self._pool = pool
         # Enough blocks under way that neither the computing threads nor the writing one waits for the other.
         self._ahead = 2 * workers + 1
@@ -104,12 +96,31 @@ class ShardFolder:
         """The safetensors type that a tensor is written in: floating-point ones may be converted."""
         return self._dtype if self._dtype is not None and record.dtype in TORCH_DTYPES else record.dtype
 
+    def _outputs(self, header: Header) -> list[_Output]:
+        """What is written for a shard of the base, in order: its own tensors, then those that begin as one of them."""
+        plan = self._plan
+        outputs = [
+            _Output(record.name, self._shape(record.name, record), record, plan.parts.get(record.name, ()))
+            for record in header.tensors.values()
+        ]
+        for name, (source, parts) in plan.added.items():
+            if source in header.tensors:
+                record = header.tensors[source]
+                outputs.append(_Output(name, self._shape(name, record), record, parts))
+        return outputs
+
+    def _shape(self, name: str, record: TensorRecord) -> tuple[int, ...]:
+        return (self._plan.rows[name], *record.shape[1:]) if name in self._plan.rows else record.shape
+
+    def layout(self, header: Header) -> list[tuple[str, str, tuple[int, ...]]]:
+        """(name, type, shape) of what is written for a shard, in order."""
+        return [(one.name, self.target_dtype(one.record), one.shape) for one in self._outputs(header)]
+
     def header(self, header: Header) -> bytes:
-        """The new shard's header: the old one's very bytes where no type changes."""
-        records = header.tensors.values()
-        if all(self.target_dtype(record) == record.dtype for record in records):
+        """The new shard's header: the old one's very bytes where no name, type or shape changes."""
+        layout = self.layout(header)
+        if layout == [(record.name, record.dtype, record.shape) for record in header.tensors.values()]:
             return header.raw
-        layout = [(record.name, self.target_dtype(record), record.shape) for record in records]
         return build_header(layout, header.metadata)
 
     def write(self, header: Header, target: Path) -> str:
@@ -149,10 +160,9 @@ class ShardFolder:
         done = future.result()
         self._put(file, done.data, sha)
         self._computer.release(done)
-        name = item.record.name
-        if name in self._changed:
-            self.weight_squares[name] += done.weight_square
-            self.delta_squares[name] += done.delta_square
+        if done.name is not None:
+            self.weight_squares[done.name] += done.weight_square
+            self.delta_squares[done.name] += done.delta_square
 
     def _put(self, file: FileIO, data: bytes | memoryview, sha: hashlib._Hash) -> None:
         sha.update(data)
@@ -162,37 +172,60 @@ class ShardFolder:
         self._progress(len(data))
 
     def _items(self, header: Header) -> Iterator[_Copy | Block]:
-        """The shard's data in file order."""
-        deltas = self._deltas([name for name in header.tensors if name in self._changed])
+        """The shard's data in the order in which it is written."""
+        outputs = self._outputs(header)
+        deltas = self._deltas(header.path, [part for one in outputs for part in one.parts])
         start = stop = len(header.raw)  # of the run of untouched bytes before the next change
-        for record in header.tensors.values():
-            dtype = self.target_dtype(record)
-            if record.name in self._changed or dtype != record.dtype:
+        for one in outputs:
+            record, dtype = one.record, self.target_dtype(one.record)
+            if one.parts or dtype != record.dtype or record.start != stop:
                 if start < stop:
                     yield _Copy(start, stop)
-                delta = next(deltas) if record.name in self._changed else None
-                rows, columns = as_matrix(record.shape)
-                for first, count in row_ranges(rows, columns) if columns else ():
-                    yield Block(header.path, record, first, count, columns, TORCH_DTYPES[dtype], delta)
-                start = record.stop
+                if one.parts or dtype != record.dtype:
+                    yield from self._changed(header.path, one, TORCH_DTYPES[dtype], deltas)
+                    start = record.stop
+                else:
+                    start = record.start
             stop = record.stop
         if start < stop:
             yield _Copy(start, stop)
 
-    def _deltas(self, names: list[str]) -> Iterator[Future[Delta]]:
-        """Each changed weight's delta, read while the weight before it is being computed."""
-        read = deque(self._pool.submit(self._delta, name) for name in names[:1])
-        for name in names[1:]:
-            read.append(self._pool.submit(self._delta, name))
+    def _changed(
+        self, path: Path, output: _Output, dtype: torch.dtype, deltas: Iterator[Future[Delta]]
+    ) -> Iterator[_Copy | Block]:
+        """One tensor's data: its changing parts and what lies between them."""
+        record, position = output.record, output.record.start
+        for part in output.parts:
+            yield from _unchanged(path, record, position, part.record.start, dtype)
+            rows, columns = as_matrix(part.record.shape)
+            rows = self._plan.rows.get(output.name, rows)
+            delta = next(deltas)
+            for first, count in row_ranges(rows, columns) if columns else ():
+                yield Block(part.name, path, part.record, first, count, columns, dtype, delta)
+            position = part.record.stop
+        yield from _unchanged(path, record, position, record.stop, dtype)
+
+    def _deltas(self, path: Path, parts: Sequence[Part]) -> Iterator[Future[Delta]]:
+        """Each changed part's delta, read while the part before it is being computed."""
+        read = deque(self._pool.submit(self._delta, path, part) for part in parts[:1])
+        for part in parts[1:]:
+            read.append(self._pool.submit(self._delta, path, part))
             yield read.popleft()
         yield from read
 
-    def _delta(self, name: str) -> Delta:
-        stacked, start = self._changes.stacked(name), self._changes.start_value(name)
+    def _delta(self, path: Path, part: Part) -> Delta:
+        stacked, start = self._changes.stacked(part.name), self._changes.start_value(part.name)
+        delta = Delta(start=None if start is None else part.start(start))
         # A delta of exactly zero must leave every bit alone, and adding 0 would turn -0 into +0.
-        if stacked is None or not bool(stacked[0].any()) or not bool(stacked[1].any()):
-            return Delta(start=start)
-        return Delta(stacked[0].to(self._device), stacked[1].to(self._device), start)
+        if stacked is not None and bool(stacked[0].any()) and bool(stacked[1].any()):
+            B_oR, A_Ri = part.low_rank(*stacked)
+            delta = replace(delta, B_oR=B_oR.to(self._device), A_Ri=A_Ri.to(self._device))
+        dense = self._changes.dense(part.name)
+        if dense is None:
+            return delta
+        before = replace(delta, B_oR=_on_cpu(delta.B_oR), A_Ri=_on_cpu(delta.A_Ri))
+        resolve = part.dense(dense).bind(lambda: stored_blocks(path, part.record, before))
+        return replace(delta, dense=resolve)
 
     def _copy(self, source: FileIO, file: FileIO, item: _Copy, sha: hashlib._Hash) -> None:
         """Untouched bytes, inside the kernel where it can (shared blocks on some file systems), hashed on the way."""
@@ -212,6 +245,24 @@ class ShardFolder:
             self._progress(len(data))
 
 
+def _on_cpu(tensor: torch.Tensor | None) -> torch.Tensor | None:
+    return None if tensor is None else tensor.cpu()
+
+
+def _unchanged(path: Path, record: TensorRecord, start: int, stop: int, dtype: torch.dtype) -> Iterator[_Copy | Block]:
+    """The bytes [start, stop) of a tensor as they are, or in another type."""
+    if start == stop:
+        return
+    if TORCH_DTYPES[record.dtype] == dtype:
+        yield _Copy(start, stop)
+        return
+    _, columns = as_matrix(record.shape[-2:] if len(record.shape) > 2 else record.shape)
+    rows = (stop - start) // (columns * TORCH_DTYPES[record.dtype].itemsize)
+    part = replace(record, shape=(rows, columns), start=start, stop=stop)
+    for first, count in row_ranges(rows, columns):
+        yield Block(None, path, part, first, count, columns, dtype, None)
+
+
 def _copy_in_kernel(source: FileIO, file: FileIO, item: _Copy) -> int:
     """How many of the bytes the kernel copied; file systems that cannot say so, and the caller writes the rest."""
     position = item.start
@@ -228,9 +279,6 @@ def written_bytes(folder: ShardFolder, shards: Mapping[str, Header]) -> int:
     """The size of all shards as they will be written."""
     total = 0
     for header in shards.values():
-        total += len(folder.header(header))
-        for record in header.tensors.values():
-            old, new = TORCH_DTYPES.get(record.dtype), TORCH_DTYPES.get(folder.target_dtype(record))
-            size = record.stop - record.start
-            total += size if old is None or new is None else size // old.itemsize * new.itemsize
+        sizes = (math.prod(shape) * DTYPE_BITS[dtype] // 8 for _, dtype, shape in folder.layout(header))
+        total += len(folder.header(header)) + sum(sizes)
     return total

@@ -10,7 +10,7 @@ import copy
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -29,18 +29,17 @@ from bam_lora.checkpoint import (
 )
 from bam_lora.errors import UserError
 from bam_lora.fold_blocks import exact_products
-from bam_lora.fold_shard import Changes, ShardFolder, written_bytes
+from bam_lora.fold_plan import Changes, FoldPlan
+from bam_lora.fold_shard import ShardFolder, written_bytes
 from bam_lora.merge import MergedAdapters, open_adapters
 from bam_lora.store import digest, new_folder, require_space, seal, write_json
+from bam_lora.tied_weights import plan_fold
 
 __all__ = ["Changes", "fold", "fold_into"]
 
 DTYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
-_FOLDABLE = ("BF16", "F16", "F32")
 ARTEFACT = "folded model"
 _MAXIMUM_WORKERS = 8
-_SHOWN_NAMES = 3
-_TIED_NAMES = ("lm_head.weight", "embed_tokens.weight")
 
 
 def fold_into(
@@ -76,10 +75,10 @@ def fold_into(
     started = time.perf_counter()
     checkpoint = open_checkpoint(base)
     target_dtype = _target_dtype(dtype)
-    _check_fit(checkpoint, changes)
+    plan = plan_fold(checkpoint, changes)
     with exact_products() as threads, writing(output), _pool(workers := min(threads, _MAXIMUM_WORKERS)) as pool:
-        folder = ShardFolder(changes, pool, workers=workers, device=device, dtype=target_dtype, progress=progress)
-        facts = _write(checkpoint, folder, output, key, dtype)
+        folder = ShardFolder(changes, plan, pool, workers=workers, device=device, dtype=target_dtype, progress=progress)
+        facts = _write(checkpoint, folder, plan, output, key, dtype)
     return {"seconds": time.perf_counter() - started, **facts}
 
 
@@ -93,7 +92,9 @@ def _pool(workers: int) -> Iterator[ThreadPoolExecutor]:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _write(checkpoint: Checkpoint, folder: ShardFolder, output: Path, key: str, dtype: str | None) -> dict[str, Any]:
+def _write(
+    checkpoint: Checkpoint, folder: ShardFolder, plan: FoldPlan, output: Path, key: str, dtype: str | None
+) -> dict[str, Any]:
     total = written_bytes(folder, checkpoint.shards)
     companions = checkpoint.companions()
     extra = sum((checkpoint.folder / name).stat().st_size for name in companions)
@@ -106,8 +107,8 @@ def _write(checkpoint: Checkpoint, folder: ShardFolder, output: Path, key: str, 
             (new / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(checkpoint.folder / name, new / name)
         if checkpoint.index is not None:
-            write_json(new / INDEX, _index(checkpoint, folder, dtype))
-        write_json(new / CONFIG, _config(checkpoint.config, dtype))
+            write_json(new / INDEX, _index(checkpoint, folder, plan, dtype))
+        write_json(new / CONFIG, _config(checkpoint.config, dtype, plan.config))
         facts = _facts(checkpoint, folder, total)
         kept = {name: facts[name] for name in ("bytes", "tensors", "changed", "weight_norm", "delta_norm")}
         seal(new, key, {"artefact": ARTEFACT, **kept}, hashes=hashes)
@@ -133,75 +134,30 @@ def _target_dtype(dtype: str | None) -> str | None:
     return None if dtype is None else DTYPES[dtype]
 
 
-def _check_fit(checkpoint: Checkpoint, changes: Changes) -> None:
-    """Every changed weight is in the base, in the right shape and a type that can be added to."""
-    tensors = checkpoint.tensors()
-    names = changes.names()
-    missing = [name for name in names if name not in tensors]
-    if missing:
-        raise UserError.of(
-            f"base {checkpoint.folder}",
-            expected=f"the {len(names)} weights that the adapters change",
-            found=f"no {_some(missing)}",
-            remedy="The adapters belong to another base",
-        )
-    wrong = [name for name in names if tensors[name].shape != changes.shape(name)]
-    if wrong:
-        shapes = [f"{name} {list(tensors[name].shape)}, not {list(changes.shape(name))}" for name in wrong]
-        raise UserError.of(
-            f"base {checkpoint.folder}",
-            expected="weights of the adapters' shapes",
-            found=_some(shapes),
-            remedy="The adapters belong to another base",
-        )
-    for name in names:
-        if tensors[name].dtype not in _FOLDABLE:
-            raise UserError.of(
-                f"tensor {name!r} in {checkpoint.folder}",
-                expected=f"one of {', '.join(_FOLDABLE)}",
-                found=tensors[name].dtype,
-                remedy="Use the 16-bit or 32-bit model",
-            )
-    _check_not_tied(checkpoint, names)
-
-
-def _check_not_tied(checkpoint: Checkpoint, names: Sequence[str]) -> None:
-    """Two names for one weight: a change of either would be lost, or change both, when the model is loaded."""
-    config = checkpoint.config
-    text = config.get("text_config")
-    tied = config.get("tie_word_embeddings", isinstance(text, dict) and text.get("tie_word_embeddings", False))
-    touched = [name for name in names if name.endswith(_TIED_NAMES)]
-    if tied and touched:
-        raise UserError.of(
-            f"base {checkpoint.folder}",
-            expected="adapters that leave tied embeddings alone",
-            found=f"a change of {_some(touched)}",
-            remedy="Train without the output head among the target modules",
-        )
-
-
-def _some(names: Sequence[str]) -> str:
-    more = len(names) - _SHOWN_NAMES
-    return ", ".join(names[:_SHOWN_NAMES]) + (f" and {more} more" if more > 0 else "")
-
-
-def _index(checkpoint: Checkpoint, folder: ShardFolder, dtype: str | None) -> dict[str, Any]:
+def _index(checkpoint: Checkpoint, folder: ShardFolder, plan: FoldPlan, dtype: str | None) -> dict[str, Any]:
     assert checkpoint.index is not None
     index = copy.deepcopy(checkpoint.index)
-    if dtype is not None:
+    for name, (source, _) in plan.added.items():
+        index["weight_map"][name] = index["weight_map"][source]
+    if dtype is not None or plan.added or plan.rows:
         headers = sum(len(folder.header(header)) for header in checkpoint.shards.values())
         index.setdefault("metadata", {})["total_size"] = written_bytes(folder, checkpoint.shards) - headers
     return index
 
 
-def _config(config: dict[str, Any], dtype: str | None) -> dict[str, Any]:
-    """config.json of the result: not quantised, and of the type it was written in."""
-    result = {name: value for name, value in config.items() if name != "quantization_config"}
+def _config(config: dict[str, Any], dtype: str | None, changed: Mapping[str, Any]) -> dict[str, Any]:
+    """config.json of the result: not quantised, of the type it was written in, and with what the fold has changed."""
+    result = {name: value for name, value in copy.deepcopy(config).items() if name != "quantization_config"}
+    parts = [result, *(value for value in result.values() if isinstance(value, dict))]
+    for name, value in changed.items():
+        holders = [part for part in parts if name in part] or [result]
+        for part in holders:
+            part[name] = value
     if dtype is None:
         return result
     if "dtype" not in result and "torch_dtype" not in result:
         result["dtype"] = dtype
-    for part in (result, *(value for value in result.values() if isinstance(value, dict))):
+    for part in parts:
         part.update({name: dtype for name in ("dtype", "torch_dtype") if name in part})
     return result
 

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     import torch
 
+    from bam_lora.dense_change import DenseChange
     from bam_lora.ledger import Ledger
 
 
@@ -52,6 +53,10 @@ class LedgerView:
     def parts(self, name: str) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
         """See `Ledger.parts`."""
         return self.ledger.parts(name, self.upto, self.scale)
+
+    def dense(self, name: str) -> DenseChange | None:
+        """None: a ledger keeps low-rank products, and whole weights where they are none."""
+        return None
 
     def start_value(self, name: str) -> torch.Tensor | None:
         """See `Ledger.start_value`."""

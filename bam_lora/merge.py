@@ -12,6 +12,7 @@ from bam_lora.adapter_files import exact_config, write_products
 from bam_lora.adapters import CONFIG_FILE, WEIGHTS_FILE, Adapter
 from bam_lora.checkpoint import claim_output, local_folder, same_base, writing
 from bam_lora.coefficients import Coefficients, gram, stack
+from bam_lora.dense_change import BranchWeight, DenseChange
 from bam_lora.errors import UserError
 from bam_lora.merge_methods import METHODS, find_method, linear
 from bam_lora.merge_statistics import merge_statistics
@@ -42,6 +43,7 @@ class MergedAdapters:
         _check_shapes(adapters)
         self.adapters = list(adapters)
         self.weights = list(weights)
+        self.method = method
         self._method = find_method(method)
 
     def names(self) -> list[str]:
@@ -50,7 +52,9 @@ class MergedAdapters:
 
     def shape(self, name: str) -> tuple[int, int]:
         """(o, i) of a weight in `names()`."""
-        return next(adapter.shape(name) for adapter in self.adapters if name in adapter)
+        entries = [entry for adapter in self.adapters if (entry := adapter.entry(name))]
+        whole = [entry for entry in entries if entry.low_rank or entry.value]
+        return max((entry.shape for entry in whole or entries), key=lambda shape: shape[0])
 
     def rank(self, name: str) -> int:
         """R of a weight in `names()`: the sum of the ranks of the adapters that change it."""
@@ -65,9 +69,32 @@ class MergedAdapters:
         return {name: self.coefficients(name) for name in self.names()}
 
     def stacked(self, name: str) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """(B_oR, A_Ri) in fp32 of the merged delta."""
+        """(B_oR, A_Ri) in fp32 of the merged delta, None where it is no low-rank product."""
+        if self._is_dense(name):
+            return None
         factors = [adapter.factors(name) for adapter in self.adapters]
         return stack(factors, self._method(factors, self.weights))
+
+    def _is_dense(self, name: str) -> bool:
+        entries = [entry for adapter in self.adapters if (entry := adapter.entry(name))]
+        return any(not entry.is_low_rank or entry.value is not None for entry in entries)
+
+    def dense(self, name: str) -> DenseChange | None:
+        """The merged change of a weight that is no low-rank product, else None.
+
+        Raises:
+            UserError: If the method is not defined for it.
+        """
+        if not self._is_dense(name):
+            return None
+        if self.method != "linear":
+            raise UserError.of(
+                f"merge method {self.method!r} on {name!r}",
+                expected="deltas that are products of two factors",
+                found="DoRA, a whole weight or rows of one",
+                remedy="Use linear",
+            )
+        return DenseChange(tuple(branch_weight(adapter, name) for adapter in self.adapters), tuple(self.weights))
 
     def start_value(self, name: str) -> torch.Tensor | None:
         """None: the delta is added to the base as it is."""
@@ -108,10 +135,28 @@ def open_adapters(
     return MergedAdapters(opened, resolve_weights(weights or "uniform", len(opened)), method)
 
 
+def branch_weight(adapter: Adapter, name: str) -> BranchWeight | None:
+    """What an adapter holds for one weight; tensors that are taken whole stay on the disk until they are used."""
+    entry = adapter.entry(name)
+    if entry is None:
+        return None
+    whole, tokens = entry.value, entry.tokens
+    return BranchWeight(
+        factors=adapter.factors(name),
+        magnitude=None if entry.magnitude is None else adapter.read(entry.magnitude),
+        axis=1 if entry.low_rank is not None and entry.low_rank.layout == "embedding" else 0,
+        value=None if whole is None else adapter.mapped(whole).view(entry.value_shape),
+        indices=None if tokens is None else torch.tensor(tokens.indices),
+        rows=None if tokens is None else adapter.read(tokens.values),
+    )
+
+
 def _check_shapes(adapters: Sequence[Adapter]) -> None:
     seen: dict[str, Adapter] = {}
     for adapter in adapters:
         for name in adapter.names:
+            if adapter.is_rows(name):
+                continue
             first = seen.setdefault(name, adapter)
             if first.shape(name) != adapter.shape(name):
                 raise UserError.of(

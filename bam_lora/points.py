@@ -23,8 +23,9 @@ from bam_lora.base import (
     weight_bytes,
 )
 from bam_lora.coefficients import Coefficients, branch_parts, gathered
+from bam_lora.dense_change import DenseChange
 from bam_lora.errors import UserError
-from bam_lora.fold_shard import Changes
+from bam_lora.fold_plan import Changes
 from bam_lora.folding import fold_into
 from bam_lora.interrupt import StopRequest
 from bam_lora.ledger import Ledger
@@ -70,6 +71,10 @@ class WeightedAdapters:
             return
         factors = [adapter.factors(name) for adapter in self._adapters]
         yield from branch_parts(self._files, factors, self._coefficients[name])
+
+    def dense(self, name: str) -> DenseChange | None:
+        """None: a ledger keeps low-rank products, and whole weights where they are none."""
+        return None
 
     def start_value(self, name: str) -> torch.Tensor | None:
         """What it is added to, if not the original base."""

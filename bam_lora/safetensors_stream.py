@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from bam_lora.errors import UserError
@@ -218,8 +219,23 @@ def read_rows(path: Path, record: TensorRecord, into: torch.Tensor, first_row: i
         raise unreadable(path, error) from None
 
 
-def read_tensor(path: Path, record: TensorRecord) -> torch.Tensor:
-    """One whole floating-point tensor as stored; UserError for other types."""
+def map_tensor(path: Path, record: TensorRecord) -> torch.Tensor:
+    """One whole floating-point tensor as stored, its bytes left in the file until they are used.
+
+    Raises:
+        UserError: If it has another type, or the file cannot be read or is too short.
+    """
+    dtype = _torch_dtype(path, record)
+    try:
+        raw: np.ndarray = np.memmap(path, np.uint8, "c", offset=record.start, shape=(record.stop - record.start,))
+    except (OSError, ValueError) as error:
+        raise damaged(path, f"all of tensor {record.name!r}", str(error)) from None
+    if record.start % dtype.itemsize:  # legal, if rare; a view needs aligned numbers
+        raw = np.array(raw)
+    return torch.from_numpy(raw).view(dtype).view(record.shape)
+
+
+def _torch_dtype(path: Path, record: TensorRecord) -> torch.dtype:
     dtype = TORCH_DTYPES.get(record.dtype)
     if dtype is None:
         raise UserError.of(
@@ -228,7 +244,12 @@ def read_tensor(path: Path, record: TensorRecord) -> torch.Tensor:
             found=record.dtype,
             remedy="Save it in one of these types",
         )
-    tensor = torch.empty(record.shape, dtype=dtype)
+    return dtype
+
+
+def read_tensor(path: Path, record: TensorRecord) -> torch.Tensor:
+    """One whole floating-point tensor as stored; UserError for other types."""
+    tensor = torch.empty(record.shape, dtype=_torch_dtype(path, record))
     read_rows(path, record, tensor)
     return tensor
 
