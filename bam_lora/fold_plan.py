@@ -160,7 +160,8 @@ def _place_one(plan: FoldPlan, checkpoint: Checkpoint, changes: Changes, name: s
     if dense is not None and (len(pieces) > 1 or pieces[0].transposed):
         _check_cuttable(checkpoint, name, dense)
     for record, piece in zip(records, pieces, strict=True):
-        part = Part(name, record, *piece.rows, flipped, piece.transposed)
+        first, stop = piece.rows
+        part = Part(name, record, first, plan.rows.get(piece.tensor, stop), flipped, piece.transposed)
         plan.parts.setdefault(piece.tensor, []).append(part)
     return None
 
