@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import math
 import os
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from io import FileIO
@@ -16,29 +15,30 @@ from pathlib import Path
 import torch
 
 from bam_lora.fold_blocks import Block, BlockComputer, Delta, Done, as_matrix, row_ranges, stored_blocks
-from bam_lora.fold_plan import Changes, FoldPlan, Part
-from bam_lora.safetensors_stream import DTYPE_BITS, TORCH_DTYPES, Header, TensorRecord, build_header, damaged
+from bam_lora.fold_layout import OutputShard, OutputTensor
+from bam_lora.fold_plan import Changes, Part
+from bam_lora.safetensors_stream import TORCH_DTYPES, TensorRecord, damaged
 
 _COPY_BYTES = 1 << 22
 _FLUSH_BYTES = 1 << 27
 
 
 @dataclass(frozen=True)
-class _Output:
-    """A tensor to be written: what it begins as, and the parts of it that change."""
+class _Copy:
+    """Bytes [start, stop) of a file of the base that stay as they are."""
 
-    name: str
-    shape: tuple[int, ...]
-    record: TensorRecord
-    parts: Sequence[Part]
+    path: Path
+    start: int
+    stop: int
 
 
 @dataclass(frozen=True)
-class _Copy:
-    """Bytes [start, stop) of the source file that stay as they are."""
+class Written:
+    """A shard's hash, and per changed weight the sums of squares of what of it lies in this shard."""
 
-    start: int
-    stop: int
+    sha256: str
+    weight_squares: dict[str, float]
+    delta_squares: dict[str, float]
 
 
 class _Flusher:
@@ -67,102 +67,63 @@ class _Flusher:
 
 
 class ShardFolder:
-    """Writes shards one after the other with threads that work ahead; keeps the sums over all of them."""
+    """Writes shards one after the other, with threads that work ahead."""
 
     def __init__(
         self,
         changes: Changes,
-        plan: FoldPlan,
         pool: Executor,
         *,
         workers: int,
         device: str,
-        dtype: str | None,
         progress: Callable[[int], None] | None,
     ) -> None:
         self._changes = changes
-        self._plan = plan
         self._pool = pool
         # Enough blocks under way that neither the computing threads nor the writing one waits for the other.
         self._ahead = 2 * workers + 1
         self._computer = BlockComputer(device, buffers=self._ahead + 1)
         self._device = device
-        self._dtype = dtype
         self._progress = progress or (lambda _: None)
-        self.weight_squares: dict[str, float] = defaultdict(float)
-        self.delta_squares: dict[str, float] = defaultdict(float)
 
-    def target_dtype(self, record: TensorRecord) -> str:
-        """The safetensors type that a tensor is written in: floating-point ones may be converted."""
-        return self._dtype if self._dtype is not None and record.dtype in TORCH_DTYPES else record.dtype
-
-    def _outputs(self, header: Header) -> list[_Output]:
-        """What is written for a shard of the base, in order: its own tensors, then those that begin as one of them."""
-        plan = self._plan
-        outputs = [
-            _Output(record.name, self._shape(record.name, record), record, plan.parts.get(record.name, ()))
-            for record in header.tensors.values()
-        ]
-        for name, (source, parts) in plan.added.items():
-            if source in header.tensors:
-                record = header.tensors[source]
-                outputs.append(_Output(name, self._shape(name, record), record, parts))
-        return outputs
-
-    def _shape(self, name: str, record: TensorRecord) -> tuple[int, ...]:
-        return (self._plan.rows[name], *record.shape[1:]) if name in self._plan.rows else record.shape
-
-    def layout(self, header: Header) -> list[tuple[str, str, tuple[int, ...]]]:
-        """(name, type, shape) of what is written for a shard, in order."""
-        return [(one.name, self.target_dtype(one.record), one.shape) for one in self._outputs(header)]
-
-    def header(self, header: Header) -> bytes:
-        """The new shard's header: the old one's very bytes where no name, type or shape changes."""
-        layout = self.layout(header)
-        if layout == [(record.name, record.dtype, record.shape) for record in header.tensors.values()]:
-            return header.raw
-        return build_header(layout, header.metadata)
-
-    def write(self, header: Header, target: Path) -> str:
-        """Writes the folded shard.
+    def write(self, shard: OutputShard, target: Path) -> Written:
+        """Writes a folded shard.
 
         Args:
-            header: The base's shard.
+            shard: What goes into it.
             target: The file to write.
-
-        Returns:
-            The new file's SHA-256.
         """
-        sha = hashlib.sha256()
+        sha, weights, deltas = hashlib.sha256(), defaultdict[str, float](float), defaultdict[str, float](float)
         with contextlib.ExitStack() as stack:
-            source = stack.enter_context(header.path.open("rb", buffering=0))
             file = stack.enter_context(target.open("wb", buffering=0))
             flusher = stack.enter_context(contextlib.closing(_Flusher(file)))
-            self._put(file, self.header(header), sha)
+            self._put(file, shard.header, sha)
             under_way: deque[tuple[_Copy | Block, Future[Done] | None]] = deque()
-            for item in self._items(header):
-                future = self._pool.submit(self._computer.compute, item) if isinstance(item, Block) else None
-                under_way.append((item, future))
-                while len(under_way) > self._ahead:
-                    self._finish(*under_way.popleft(), source, file, sha)
+            items = self._items(shard)
+            while (item := next(items, None)) is not None or under_way:
+                if item is not None:
+                    future = self._pool.submit(self._computer.compute, item) if isinstance(item, Block) else None
+                    under_way.append((item, future))
+                if item is None or len(under_way) > self._ahead:
+                    done = self._finish(*under_way.popleft(), file, sha)
+                    if done is not None and done.name is not None:
+                        weights[done.name] += done.weight_square
+                        deltas[done.name] += done.delta_square
                     flusher.note()
-            while under_way:
-                self._finish(*under_way.popleft(), source, file, sha)
-        return sha.hexdigest()
+        return Written(sha.hexdigest(), dict(weights), dict(deltas))
 
     def _finish(
-        self, item: _Copy | Block, future: Future[Done] | None, source: FileIO, file: FileIO, sha: hashlib._Hash
-    ) -> None:
+        self, item: _Copy | Block, future: Future[Done] | None, file: FileIO, sha: hashlib._Hash
+    ) -> Done | None:
         if isinstance(item, _Copy):
-            self._copy(source, file, item, sha)
-            return
+            with item.path.open("rb", buffering=0) as source:
+                self._copy(source, file, item, sha)
+            return None
         assert future is not None
         done = future.result()
         self._put(file, done.data, sha)
         self._computer.release(done)
-        if done.name is not None:
-            self.weight_squares[done.name] += done.weight_square
-            self.delta_squares[done.name] += done.delta_square
+        return done
 
     def _put(self, file: FileIO, data: bytes | memoryview, sha: hashlib._Hash) -> None:
         sha.update(data)
@@ -171,45 +132,46 @@ class ShardFolder:
             rest = rest[file.write(rest) :]
         self._progress(len(data))
 
-    def _items(self, header: Header) -> Iterator[_Copy | Block]:
+    def _items(self, shard: OutputShard) -> Iterator[_Copy | Block]:
         """The shard's data in the order in which it is written."""
-        outputs = self._outputs(header)
-        deltas = self._deltas(header.path, [part for one in outputs for part in one.parts])
-        start = stop = len(header.raw)  # of the run of untouched bytes before the next change
-        for one in outputs:
-            record, dtype = one.record, self.target_dtype(one.record)
-            if one.parts or dtype != record.dtype or record.start != stop:
-                if start < stop:
-                    yield _Copy(start, stop)
-                if one.parts or dtype != record.dtype:
-                    yield from self._changed(header.path, one, TORCH_DTYPES[dtype], deltas)
-                    start = record.stop
-                else:
-                    start = record.start
-            stop = record.stop
-        if start < stop:
-            yield _Copy(start, stop)
+        deltas = self._deltas([(one.path, part) for one in shard.tensors for part in one.parts])
+        run: _Copy | None = None  # of untouched bytes before the next change
+        for one in shard.tensors:
+            record = one.record
+            if one.changes():
+                if run is not None:
+                    yield run
+                    run = None
+                yield from self._changed(one, deltas)
+            elif run is not None and (run.path, run.stop) == (one.path, record.start):
+                run = replace(run, stop=record.stop)
+            else:
+                if run is not None:
+                    yield run
+                run = _Copy(one.path, record.start, record.stop)
+        if run is not None:
+            yield run
 
-    def _changed(
-        self, path: Path, output: _Output, dtype: torch.dtype, deltas: Iterator[Future[Delta]]
-    ) -> Iterator[_Copy | Block]:
+    def _changed(self, output: OutputTensor, deltas: Iterator[Future[Delta]]) -> Iterator[_Copy | Block]:
         """One tensor's data: its changing parts and what lies between them."""
-        record, position = output.record, output.record.start
+        path, record, position = output.path, output.record, output.record.start
+        dtype = TORCH_DTYPES[output.dtype]
         for part in output.parts:
             yield from _unchanged(path, record, position, part.record.start, dtype)
             rows, columns = as_matrix(part.record.shape)
-            rows = self._plan.rows.get(output.name, rows)
+            if output.resized():
+                rows = output.shape[0]
             delta = next(deltas)
             for first, count in row_ranges(rows, columns) if columns else ():
                 yield Block(part.name, path, part.record, first, count, columns, dtype, delta)
             position = part.record.stop
         yield from _unchanged(path, record, position, record.stop, dtype)
 
-    def _deltas(self, path: Path, parts: Sequence[Part]) -> Iterator[Future[Delta]]:
+    def _deltas(self, parts: Sequence[tuple[Path, Part]]) -> Iterator[Future[Delta]]:
         """Each changed part's delta, read while the part before it is being computed."""
-        read = deque(self._pool.submit(self._delta, path, part) for part in parts[:1])
+        read = deque(self._pool.submit(self._delta, *part) for part in parts[:1])
         for part in parts[1:]:
-            read.append(self._pool.submit(self._delta, path, part))
+            read.append(self._pool.submit(self._delta, *part))
             yield read.popleft()
         yield from read
 
@@ -254,7 +216,7 @@ def _unchanged(path: Path, record: TensorRecord, start: int, stop: int, dtype: t
     if start == stop:
         return
     if TORCH_DTYPES[record.dtype] == dtype:
-        yield _Copy(start, stop)
+        yield _Copy(path, start, stop)
         return
     _, columns = as_matrix(record.shape[-2:] if len(record.shape) > 2 else record.shape)
     rows = (stop - start) // (columns * TORCH_DTYPES[record.dtype].itemsize)
@@ -273,12 +235,3 @@ def _copy_in_kernel(source: FileIO, file: FileIO, item: _Copy) -> int:
                 break
             position += count
     return position - item.start
-
-
-def written_bytes(folder: ShardFolder, shards: Mapping[str, Header]) -> int:
-    """The size of all shards as they will be written."""
-    total = 0
-    for header in shards.values():
-        sizes = (math.prod(shape) * DTYPE_BITS[dtype] // 8 for _, dtype, shape in folder.layout(header))
-        total += len(folder.header(header)) + sum(sizes)
-    return total

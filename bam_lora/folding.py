@@ -6,11 +6,8 @@ Memory stays at a few row blocks and one weight's factors, whatever the size of 
 from __future__ import annotations
 
 import contextlib
-import copy
-import math
-import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -29,16 +26,17 @@ from bam_lora.checkpoint import (
 )
 from bam_lora.errors import UserError
 from bam_lora.fold_blocks import exact_products
-from bam_lora.fold_plan import Changes, FoldPlan
-from bam_lora.fold_shard import ShardFolder, written_bytes
+from bam_lora.fold_layout import plan_shards
+from bam_lora.fold_plan import Changes
+from bam_lora.fold_shard import ShardFolder
+from bam_lora.fold_write import ARTEFACT, Job, write_model_folder
 from bam_lora.merge import MergedAdapters, open_adapters
-from bam_lora.store import digest, new_folder, require_space, seal, write_json
+from bam_lora.store import digest
 from bam_lora.tied_weights import plan_fold
 
 __all__ = ["Changes", "fold", "fold_into"]
 
 DTYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
-ARTEFACT = "folded model"
 _MAXIMUM_WORKERS = 8
 
 
@@ -49,10 +47,14 @@ def fold_into(
     *,
     key: str,
     dtype: str | None = None,
+    max_shard_bytes: int | None = None,
     device: str = "cpu",
     progress: Callable[[int], None] | None = None,
 ) -> dict[str, Any]:
     """Writes a base plus changes as a new model folder, sealed with `key`; whole or not at all.
+
+    An interrupted call leaves its finished shards in a hidden folder beside the output; the next one with the same
+    arguments takes over those that verify.
 
     Args:
         base: Folder of the full-precision base (bf16, fp16 or fp32 safetensors).
@@ -60,25 +62,29 @@ def fold_into(
         output: Folder to write; what stood there is replaced.
         key: Hash of everything the result is a function of.
         dtype: "bfloat16", "float16" or "float32" for all floating-point tensors, or None to keep each one's.
+        max_shard_bytes: The most data in one file, in bytes, or None to keep the base's files.
         device: Where the products are computed; the bytes are reproducible on devices of one kind.
-        progress: Called with the bytes just written.
+        progress: Called with the bytes just written, or taken over.
 
     Returns:
         {"seconds", "bytes", "tensors", "changed", "weight_norm", "weight_norms": {name: ..}, "delta_norm",
-        "delta_norms": {name: ..}}: counts of all and of changed tensors; Frobenius norms of the changed weights as they
-        are in the base, and of what was added to them.
+        "delta_norms": {name: ..}, "shards", "resumed_shards"}: counts of all and of changed tensors; Frobenius norms of
+        the changed weights as they are in the base, and of what was added to them; counts of all files and of those
+        taken over.
 
     Raises:
         UserError: If the base is damaged, quantised or does not fit the changes, a result is not finite, or the output
-            cannot be written.
+            cannot be written or is being written by another process.
     """
     started = time.perf_counter()
     checkpoint = open_checkpoint(base)
-    target_dtype = _target_dtype(dtype)
     plan = plan_fold(checkpoint, changes)
+    shards = plan_shards(checkpoint.shards, plan, _target_dtype(dtype), max_shard_bytes)
+    options = {"max_shard_bytes": max_shard_bytes, "device": device}
+    job = Job(checkpoint, shards, plan.config, key, dtype, options)
     with exact_products() as threads, writing(output), _pool(workers := min(threads, _MAXIMUM_WORKERS)) as pool:
-        folder = ShardFolder(changes, plan, pool, workers=workers, device=device, dtype=target_dtype, progress=progress)
-        facts = _write(checkpoint, folder, plan, output, key, dtype)
+        folder = ShardFolder(changes, pool, workers=workers, device=device, progress=progress)
+        facts = write_model_folder(job, folder, output, progress)
     return {"seconds": time.perf_counter() - started, **facts}
 
 
@@ -92,74 +98,10 @@ def _pool(workers: int) -> Iterator[ThreadPoolExecutor]:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _write(
-    checkpoint: Checkpoint, folder: ShardFolder, plan: FoldPlan, output: Path, key: str, dtype: str | None
-) -> dict[str, Any]:
-    total = written_bytes(folder, checkpoint.shards)
-    companions = checkpoint.companions()
-    extra = sum((checkpoint.folder / name).stat().st_size for name in companions)
-    require_space(output.parent, total + extra, "the folded model")
-    hashes = {}
-    with new_folder(output) as new:
-        for name, header in checkpoint.shards.items():
-            hashes[name] = folder.write(header, new / name)
-        for name in companions:
-            (new / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(checkpoint.folder / name, new / name)
-        if checkpoint.index is not None:
-            write_json(new / INDEX, _index(checkpoint, folder, plan, dtype))
-        write_json(new / CONFIG, _config(checkpoint.config, dtype, plan.config))
-        facts = _facts(checkpoint, folder, total)
-        kept = {name: facts[name] for name in ("bytes", "tensors", "changed", "weight_norm", "delta_norm")}
-        seal(new, key, {"artefact": ARTEFACT, **kept}, hashes=hashes)
-    return facts
-
-
-def _facts(checkpoint: Checkpoint, folder: ShardFolder, total_bytes: int) -> dict[str, Any]:
-    weights, deltas = folder.weight_squares, folder.delta_squares
-    return {
-        "bytes": total_bytes,
-        "tensors": len(checkpoint.tensors()),
-        "changed": len(weights),
-        "weight_norm": math.sqrt(math.fsum(weights.values())),
-        "weight_norms": {name: math.sqrt(square) for name, square in sorted(weights.items())},
-        "delta_norm": math.sqrt(math.fsum(deltas.values())),
-        "delta_norms": {name: math.sqrt(square) for name, square in sorted(deltas.items())},
-    }
-
-
 def _target_dtype(dtype: str | None) -> str | None:
     if dtype is not None and dtype not in DTYPES:
         raise UserError.of("dtype", expected=f"one of {', '.join(DTYPES)}", found=repr(dtype), remedy="Choose one")
     return None if dtype is None else DTYPES[dtype]
-
-
-def _index(checkpoint: Checkpoint, folder: ShardFolder, plan: FoldPlan, dtype: str | None) -> dict[str, Any]:
-    assert checkpoint.index is not None
-    index = copy.deepcopy(checkpoint.index)
-    for name, (source, _) in plan.added.items():
-        index["weight_map"][name] = index["weight_map"][source]
-    if dtype is not None or plan.added or plan.rows:
-        headers = sum(len(folder.header(header)) for header in checkpoint.shards.values())
-        index.setdefault("metadata", {})["total_size"] = written_bytes(folder, checkpoint.shards) - headers
-    return index
-
-
-def _config(config: dict[str, Any], dtype: str | None, changed: Mapping[str, Any]) -> dict[str, Any]:
-    """config.json of the result: not quantised, of the type it was written in, and with what the fold has changed."""
-    result = {name: value for name, value in copy.deepcopy(config).items() if name != "quantization_config"}
-    parts = [result, *(value for value in result.values() if isinstance(value, dict))]
-    for name, value in changed.items():
-        holders = [part for part in parts if name in part] or [result]
-        for part in holders:
-            part[name] = value
-    if dtype is None:
-        return result
-    if "dtype" not in result and "torch_dtype" not in result:
-        result["dtype"] = dtype
-    for part in parts:
-        part.update({name: dtype for name in ("dtype", "torch_dtype") if name in part})
-    return result
 
 
 def fold(

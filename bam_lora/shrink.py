@@ -15,7 +15,7 @@ from bam_lora.branch import TRAJECTORY
 from bam_lora.checkpoint import claim_output
 from bam_lora.errors import UserError
 from bam_lora.fold_plan import Changes
-from bam_lora.folding import ARTEFACT
+from bam_lora.fold_write import ARTEFACT
 from bam_lora.interrupt import stop_on_signals
 from bam_lora.learned_weights import LearnedWeights
 from bam_lora.ledger_view import require_factor
