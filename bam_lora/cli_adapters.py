@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -45,18 +45,53 @@ def fold(
     weight: Weights_ = None,
     method: Method_ = "linear",
     dtype: Annotated[str | None, typer.Option(help="bfloat16, float16 or float32. Default: as the base.")] = None,
+    max_shard_size: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Largest file, such as 5GB or 500MB. Default: the base's files.")
+    ] = None,
+    rounding: Annotated[
+        str, typer.Option(help="nearest, or stochastic: unbiased, seeded (16-bit models).")
+    ] = "nearest",
+    seed: Annotated[int, typer.Option(help="For stochastic rounding.")] = 0,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Compare sampled rows with float64 before it counts.")
+    ] = False,
     any_base: AnyBase_ = False,
 ) -> None:
     """Adds the (merged) deltas of LoRA adapters to a model's weights, in fp32, rounded once, block by block.
 
+    Killed in the middle, the same command goes on from the files that are finished.
+
     Example: bam-lora fold --base meta-llama/Llama-3.1-8B --adapter a --adapter b --output folded
     """
+    from bam_lora.fold_layout import parse_size
     from bam_lora.folding import fold as fold_adapters
 
-    facts = fold_adapters(base, adapter, output, weights=weight, method=method, dtype=dtype, any_base=any_base)
+    facts = fold_adapters(
+        base,
+        adapter,
+        output,
+        weights=weight,
+        method=method,
+        dtype=dtype,
+        max_shard_bytes=None if max_shard_size is None else parse_size(max_shard_size),
+        rounding=rounding,
+        seed=seed,
+        verify=verify,
+        any_base=any_base,
+    )
+    resumed = f", {facts['resumed_shards']} of {facts['shards']} files from before" if facts["resumed_shards"] else ""
     typer.echo(
         f"{output}: {facts['changed']} of {facts['tensors']} tensors changed, "
-        f"{facts['bytes'] / 1e9:.2f} GB in {facts['seconds']:.1f} s"
+        f"{facts['bytes'] / 1e9:.2f} GB in {facts['seconds']:.1f} s{resumed}"
+    )
+    if facts["verified"] is not None:
+        _echo_verified(facts["verified"])
+
+
+def _echo_verified(verified: dict[str, Any]) -> None:
+    typer.echo(
+        f"verified {verified['rows']} rows of {verified['tensors']} tensors: {verified['identical']:.4%} as float64 "
+        f"rounded directly, at most {verified['worst_ulp']:.2g} units in the last place off"
     )
 
 

@@ -60,11 +60,11 @@ class BranchWeight:
             value=None if self.value is None else self.value[first:stop],
         )
 
-    def product(self, first: int, rows: int) -> torch.Tensor | None:
-        """The low-rank delta of some rows in fp32."""
+    def product(self, first: int, rows: int, dtype: torch.dtype = torch.float32) -> torch.Tensor | None:
+        """The low-rank delta of some rows."""
         if self.factors is None:
             return None
-        B_or, A_ri = self.factors.B_or[first : first + rows].float(), self.factors.A_ri.float()
+        B_or, A_ri = self.factors.B_or[first : first + rows].to(dtype), self.factors.A_ri.to(dtype)
         return torch.mm(B_or * self.factors.scaling, A_ri)
 
 
@@ -91,8 +91,12 @@ class _Branch:
 
     def _directed(self, original: torch.Tensor, first: int) -> torch.Tensor:
         """The weight plus the low-rank delta, before any magnitude."""
-        begin = original if self.weight.value is None else self.weight.value[first : first + len(original)].float()
-        product = self.weight.product(first, len(original))
+        begin = (
+            original
+            if self.weight.value is None
+            else self.weight.value[first : first + len(original)].to(original.dtype)
+        )
+        product = self.weight.product(first, len(original), original.dtype)
         return begin if product is None else begin + product
 
     def result(self, original: torch.Tensor, first: int) -> torch.Tensor:
@@ -102,14 +106,14 @@ class _Branch:
             return directed
         directed = directed.clone()
         inside = (self.weight.indices >= first) & (self.weight.indices < first + len(original))
-        directed[self.weight.indices[inside] - first] = self.weight.rows[inside].float()
+        directed[self.weight.indices[inside] - first] = self.weight.rows[inside].to(original.dtype)
         return directed
 
     def delta(self, original: torch.Tensor, first: int) -> torch.Tensor:
         """What this branch adds to the rows."""
         if self.replaces or self.weight.magnitude is not None:
             return self.result(original, first) - original
-        product = self.weight.product(first, len(original))
+        product = self.weight.product(first, len(original), original.dtype)
         return torch.zeros_like(original) if product is None else product
 
     def _scaled(self, directed: torch.Tensor, first: int) -> torch.Tensor:
@@ -118,9 +122,9 @@ class _Branch:
         if magnitude is None:
             return directed
         if self._norms_i is not None:
-            return directed * (magnitude.double() / self._norms_i).float()
+            return directed * (magnitude.double() / self._norms_i).to(directed.dtype)
         norms_o = directed.double().norm(dim=1)
-        return directed * (magnitude[first : first + len(directed)].double() / norms_o).float()[:, None]
+        return directed * (magnitude[first : first + len(directed)].double() / norms_o).to(directed.dtype)[:, None]
 
 
 @dataclass(frozen=True)

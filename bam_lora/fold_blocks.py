@@ -20,6 +20,7 @@ import torch
 
 from bam_lora.dense_change import Resolver
 from bam_lora.errors import UserError
+from bam_lora.fold_rounding import Rounding
 from bam_lora.safetensors_stream import TORCH_DTYPES, TensorRecord, byte_view, read_rows
 
 # Part of the format: 2 MB of fp32, so that a block and its result stay in a core's second-level cache.
@@ -117,8 +118,9 @@ def row_ranges(rows: int, columns: int) -> Iterator[tuple[int, int]]:
 class BlockComputer:
     """Computes blocks on several threads; `buffers` bounds how many are under way at once."""
 
-    def __init__(self, device: str, buffers: int) -> None:
+    def __init__(self, device: str, buffers: int, rounding: Rounding) -> None:
         self._device = device
+        self._rounding = rounding
         self._work = threading.local()
         self._free: queue.SimpleQueue[Buffer] = queue.SimpleQueue()
         for _ in range(buffers):
@@ -146,7 +148,7 @@ class BlockComputer:
         if delta.dense is not None:
             result = delta.dense(result.cpu(), block.first).to(result.device)
         rounded = buffer.matrix(*size, block.dtype)  # the stored bytes in it are not needed any more
-        rounded.copy_(result)
+        self._rounding(result, rounded, f"{block.name}:{block.record.name}:{block.record.start}:{block.first}")
         _check_finite(block, result)
         delta_square = 0.0
         if result is not original:

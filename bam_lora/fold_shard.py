@@ -17,6 +17,7 @@ import torch
 from bam_lora.fold_blocks import Block, BlockComputer, Delta, Done, as_matrix, row_ranges, stored_blocks
 from bam_lora.fold_layout import OutputShard, OutputTensor
 from bam_lora.fold_plan import Changes, Part
+from bam_lora.fold_rounding import Rounding
 from bam_lora.safetensors_stream import TORCH_DTYPES, TensorRecord, damaged
 
 _COPY_BYTES = 1 << 22
@@ -76,13 +77,14 @@ class ShardFolder:
         *,
         workers: int,
         device: str,
+        rounding: Rounding,
         progress: Callable[[int], None] | None,
     ) -> None:
         self._changes = changes
         self._pool = pool
         # Enough blocks under way that neither the computing threads nor the writing one waits for the other.
         self._ahead = 2 * workers + 1
-        self._computer = BlockComputer(device, buffers=self._ahead + 1)
+        self._computer = BlockComputer(device, buffers=self._ahead + 1, rounding=rounding)
         self._device = device
         self._progress = progress or (lambda _: None)
 

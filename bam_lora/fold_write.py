@@ -53,9 +53,21 @@ class Job:
 
 
 def write_model_folder(
-    job: Job, folder: ShardFolder, output: Path, progress: Callable[[int], None] | None = None
+    job: Job,
+    folder: ShardFolder,
+    output: Path,
+    *,
+    check: Callable[[Path], dict[str, Any]] | None = None,
+    progress: Callable[[int], None] | None = None,
 ) -> dict[str, Any]:
     """Writes what the job says at `output`, going on from the shards that an interrupted call has finished.
+
+    Args:
+        job: What to write.
+        folder: Computes the shards.
+        output: Where it will stand.
+        check: Looks at the folder before it gets its config, and raises if it is wrong.
+        progress: See `fold_into`.
 
     Returns:
         The facts that `fold_into` returns, but for the seconds.
@@ -78,6 +90,7 @@ def write_model_folder(
             if [shard.name for shard in job.shards] != [SINGLE]:
                 write_json(parts.folder / INDEX, _index(job))
             facts = {**_facts(job, written.values(), total), "shards": len(job.shards), "resumed_shards": len(finished)}
+            facts["verified"] = None if check is None else check(parts.folder)
             write_json(parts.folder / CONFIG, _config(job.checkpoint.config, job.dtype, job.config))
             kept = {name: facts[name] for name in ("bytes", "tensors", "changed", "weight_norm", "delta_norm")}
             hashes = {name: one.sha256 for name, one in written.items()}

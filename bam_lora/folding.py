@@ -6,8 +6,9 @@ Memory stays at a few row blocks and one weight's factors, whatever the size of 
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,9 @@ from bam_lora.errors import UserError
 from bam_lora.fold_blocks import exact_products
 from bam_lora.fold_layout import plan_shards
 from bam_lora.fold_plan import Changes
+from bam_lora.fold_rounding import find_rounding
 from bam_lora.fold_shard import ShardFolder
+from bam_lora.fold_verify import verify_folded
 from bam_lora.fold_write import ARTEFACT, Job, write_model_folder
 from bam_lora.merge import MergedAdapters, open_adapters
 from bam_lora.store import digest
@@ -48,6 +51,9 @@ def fold_into(
     key: str,
     dtype: str | None = None,
     max_shard_bytes: int | None = None,
+    rounding: str = "nearest",
+    seed: int = 0,
+    verify: bool = False,
     device: str = "cpu",
     progress: Callable[[int], None] | None = None,
 ) -> dict[str, Any]:
@@ -63,28 +69,33 @@ def fold_into(
         key: Hash of everything the result is a function of.
         dtype: "bfloat16", "float16" or "float32" for all floating-point tensors, or None to keep each one's.
         max_shard_bytes: The most data in one file, in bytes, or None to keep the base's files.
+        rounding: "nearest", or "stochastic": without bias, by draws that follow from the seed (bf16 and fp16 results).
+        seed: For stochastic rounding.
+        verify: Compare sampled rows with float64 before the folder is put in place.
         device: Where the products are computed; the bytes are reproducible on devices of one kind.
         progress: Called with the bytes just written, or taken over.
 
     Returns:
         {"seconds", "bytes", "tensors", "changed", "weight_norm", "weight_norms": {name: ..}, "delta_norm",
-        "delta_norms": {name: ..}, "shards", "resumed_shards"}: counts of all and of changed tensors; Frobenius norms of
-        the changed weights as they are in the base, and of what was added to them; counts of all files and of those
-        taken over.
+        "delta_norms": {name: ..}, "shards", "resumed_shards", "verified"}: counts of all and of changed tensors;
+        Frobenius norms of the changed weights as they are in the base, and of what was added to them; counts of all
+        files and of those taken over; what `verify_folded` returns, or None.
 
     Raises:
-        UserError: If the base is damaged, quantised or does not fit the changes, a result is not finite, or the output
-            cannot be written or is being written by another process.
+        UserError: If the base is damaged, quantised or does not fit the changes, a result is not finite or does not
+            verify, or the output cannot be written or is being written by another process.
     """
     started = time.perf_counter()
     checkpoint = open_checkpoint(base)
     plan = plan_fold(checkpoint, changes)
     shards = plan_shards(checkpoint.shards, plan, _target_dtype(dtype), max_shard_bytes)
-    options = {"max_shard_bytes": max_shard_bytes, "device": device}
+    options = {"max_shard_bytes": max_shard_bytes, "rounding": [rounding, seed], "device": device}
     job = Job(checkpoint, shards, plan.config, key, dtype, options)
+    rounds = find_rounding(rounding, seed)
     with exact_products() as threads, writing(output), _pool(workers := min(threads, _MAXIMUM_WORKERS)) as pool:
-        folder = ShardFolder(changes, pool, workers=workers, device=device, progress=progress)
-        facts = write_model_folder(job, folder, output, progress)
+        folder = ShardFolder(changes, pool, workers=workers, device=device, rounding=rounds, progress=progress)
+        check = functools.partial(verify_folded, shards=shards, changes=changes, pool=pool) if verify else None
+        facts = write_model_folder(job, folder, output, check=check, progress=progress)
     return {"seconds": time.perf_counter() - started, **facts}
 
 
@@ -112,6 +123,10 @@ def fold(
     weights: Sequence[float] | str | None = None,
     method: str = "linear",
     dtype: str | None = None,
+    max_shard_bytes: int | None = None,
+    rounding: str = "nearest",
+    seed: int = 0,
+    verify: bool = False,
     any_base: bool = False,
 ) -> dict[str, Any]:
     """Bakes adapters into a base: W + Σ wₖ·scalingₖ·BₖAₖ, computed in fp32 and rounded once.
@@ -123,6 +138,10 @@ def fold(
         weights: One number per adapter, used as they are, or None for their mean.
         method: A name in `merge.METHODS`.
         dtype: "bfloat16", "float16" or "float32", or None to keep the base's.
+        max_shard_bytes: See `fold_into`, as for the next three.
+        rounding: "nearest" or "stochastic".
+        seed: For stochastic rounding.
+        verify: Compare sampled rows with float64.
         any_base: Allow adapters that name another base than the one given.
 
     Returns:
@@ -137,10 +156,12 @@ def fold(
     checkpoint = open_checkpoint(folder)
     if not any_base:
         _check_base_name(str(base), checkpoint, merged)
-    return fold_into(folder, merged, target, key=_fold_key(checkpoint, merged, method, dtype), dtype=dtype)
+    options: dict[str, Any] = {"dtype": dtype, "max_shard_bytes": max_shard_bytes, "rounding": rounding, "seed": seed}
+    key = _fold_key(checkpoint, merged, {"method": method, **options})
+    return fold_into(folder, merged, target, key=key, verify=verify, **options)
 
 
-def _fold_key(checkpoint: Checkpoint, merged: MergedAdapters, method: str, dtype: str | None) -> str:
+def _fold_key(checkpoint: Checkpoint, merged: MergedAdapters, options: Mapping[str, Any]) -> str:
     """What the result is a function of; the base's shards stand for themselves by their headers and sizes.
 
     Hashing them would take as long as the fold.
@@ -150,8 +171,7 @@ def _fold_key(checkpoint: Checkpoint, merged: MergedAdapters, method: str, dtype
         "base": {name: [header.file_bytes, header.raw.hex()] for name, header in checkpoint.shards.items()},
         "adapters": [adapter.hashes() for adapter in merged.adapters],
         "weights": merged.weights,
-        "method": method,
-        "dtype": dtype,
+        **options,
     }
     return digest(inputs)
 
