@@ -15,7 +15,16 @@ Weights_ = Annotated[
     list[float] | None,
     typer.Option("--weight", metavar="W", help="Weight of each adapter, in order, used as it is. Default: their mean."),
 ]
-Method_ = Annotated[str, typer.Option(help="Merge method: linear, slerp (two adapters), karcher or model_stock.")]
+Method_ = Annotated[
+    str,
+    typer.Option(
+        help="Merge method: linear, slerp (two adapters), karcher, model_stock; element by element: ties, dare_linear, "
+        "dare_ties, breadcrumbs."
+    ),
+]
+Density_ = Annotated[float, typer.Option(help="Share of each delta's elements that ties, dare and breadcrumbs keep.")]
+Gamma_ = Annotated[float, typer.Option(help="Share of the largest elements that breadcrumbs drops.")]
+Seed_ = Annotated[int, typer.Option(help="Of dare_linear, dare_ties and stochastic rounding.")]
 AnyBase_ = Annotated[bool, typer.Option("--any-base", help="Allow adapters that name another base.")]
 
 
@@ -51,10 +60,12 @@ def fold(
     rounding: Annotated[
         str, typer.Option(help="nearest, or stochastic: unbiased, seeded (16-bit models).")
     ] = "nearest",
-    seed: Annotated[int, typer.Option(help="For stochastic rounding.")] = 0,
     verify: Annotated[
         bool, typer.Option("--verify", help="Compare sampled rows with float64 before it counts.")
     ] = False,
+    density: Density_ = 0.5,
+    gamma: Gamma_ = 0.01,
+    seed: Seed_ = 0,
     any_base: AnyBase_ = False,
 ) -> None:
     """Adds the (merged) deltas of LoRA adapters to a model's weights, in fp32, rounded once, block by block.
@@ -63,6 +74,7 @@ def fold(
 
     Example: bam-lora fold --base meta-llama/Llama-3.1-8B --adapter a --adapter b --output folded
     """
+    from bam_lora.dense_methods import DenseOptions
     from bam_lora.fold_layout import parse_size
     from bam_lora.folding import fold as fold_adapters
 
@@ -78,6 +90,7 @@ def fold(
         seed=seed,
         verify=verify,
         any_base=any_base,
+        options=DenseOptions(density, gamma, seed),
     )
     resumed = f", {facts['resumed_shards']} of {facts['shards']} files from before" if facts["resumed_shards"] else ""
     typer.echo(

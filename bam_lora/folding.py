@@ -25,6 +25,7 @@ from bam_lora.checkpoint import (
     same_base,
     writing,
 )
+from bam_lora.dense_methods import DenseOptions
 from bam_lora.errors import UserError
 from bam_lora.fold_blocks import exact_products
 from bam_lora.fold_layout import plan_shards
@@ -128,21 +129,23 @@ def fold(
     seed: int = 0,
     verify: bool = False,
     any_base: bool = False,
+    options: DenseOptions | None = None,
 ) -> dict[str, Any]:
     """Bakes adapters into a base: W + Σ wₖ·scalingₖ·BₖAₖ, computed in fp32 and rounded once.
 
     Args:
         base: Model folder or Hub id, in full precision (never the 4-bit copy that was trained on).
-        adapters: Folders or Hub ids of plain LoRA adapters of that base.
+        adapters: Folders or Hub ids of LoRA adapters of that base, of any kind that PEFT trains.
         output: New folder for the model, which any tool loads as it loads the base.
         weights: One number per adapter, used as they are, or None for their mean.
-        method: A name in `merge.METHODS`.
+        method: A name in `merge.METHODS` or `dense_methods.DENSE_METHODS`.
         dtype: "bfloat16", "float16" or "float32", or None to keep the base's.
         max_shard_bytes: See `fold_into`, as for the next three.
         rounding: "nearest" or "stochastic".
         seed: For stochastic rounding.
         verify: Compare sampled rows with float64.
         any_base: Allow adapters that name another base than the one given.
+        options: Of the methods that work element by element.
 
     Returns:
         What `fold_into` returns.
@@ -150,7 +153,7 @@ def fold(
     Raises:
         UserError: If an input is damaged or does not fit the others, or the output cannot be written.
     """
-    merged = open_adapters(adapters, weights, method, any_base=any_base)
+    merged = open_adapters(adapters, weights, method, any_base=any_base, options=options)
     folder = local_folder(base, [CONFIG, INDEX, "*.safetensors", *COMPANIONS])
     target = claim_output(Path(output), ARTEFACT, keep=[folder, *(adapter.path for adapter in merged.adapters)])
     checkpoint = open_checkpoint(folder)
@@ -172,6 +175,7 @@ def _fold_key(checkpoint: Checkpoint, merged: MergedAdapters, options: Mapping[s
         "adapters": [adapter.hashes() for adapter in merged.adapters],
         "weights": merged.weights,
         **options,
+        "options": vars(merged.options),
     }
     return digest(inputs)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ from bam_lora.adapter_files import exact_config, write_products
 from bam_lora.adapters import CONFIG_FILE, WEIGHTS_FILE, Adapter
 from bam_lora.checkpoint import claim_output, local_folder, same_base, writing
 from bam_lora.coefficients import Coefficients, gram, stack
-from bam_lora.dense_change import BranchWeight, DenseChange
+from bam_lora.dense_change import Blocks, BranchWeight, Combine, DeltaOf, DenseChange
+from bam_lora.dense_methods import DENSE_METHODS, DenseOptions, check_options, prepare
 from bam_lora.errors import UserError
 from bam_lora.merge_methods import METHODS, find_method, linear
 from bam_lora.merge_statistics import merge_statistics
@@ -39,12 +41,22 @@ _ADAPTER_FILES = (CONFIG_FILE, WEIGHTS_FILE)
 class MergedAdapters:
     """The deltas of K adapters under one merge method: what `fold_into` adds and `merge_adapters` writes."""
 
-    def __init__(self, adapters: Sequence[Adapter], weights: Sequence[float], method: str = "linear") -> None:
+    def __init__(
+        self,
+        adapters: Sequence[Adapter],
+        weights: Sequence[float],
+        method: str = "linear",
+        options: DenseOptions | None = None,
+    ) -> None:
         _check_shapes(adapters)
         self.adapters = list(adapters)
         self.weights = list(weights)
         self.method = method
-        self._method = find_method(method)
+        self.options = options or DenseOptions()
+        self._by_element = method in DENSE_METHODS
+        if self._by_element:
+            check_options(method, self.options)
+        self._method = linear if self._by_element else find_method(method)
 
     def names(self) -> list[str]:
         """All weights that at least one adapter changes, sorted."""
@@ -65,19 +77,20 @@ class MergedAdapters:
         return self._method([adapter.factors(name) for adapter in self.adapters], self.weights)
 
     def all_coefficients(self) -> dict[str, Coefficients]:
-        """What the method chooses, by weight name."""
-        return {name: self.coefficients(name) for name in self.names()}
+        """What the method chooses, by weight name, where the result is a low-rank product."""
+        return {name: self.coefficients(name) for name in self.names() if not self.is_dense(name)}
 
     def stacked(self, name: str) -> tuple[torch.Tensor, torch.Tensor] | None:
         """(B_oR, A_Ri) in fp32 of the merged delta, None where it is no low-rank product."""
-        if self._is_dense(name):
+        if self.is_dense(name):
             return None
         factors = [adapter.factors(name) for adapter in self.adapters]
         return stack(factors, self._method(factors, self.weights))
 
-    def _is_dense(self, name: str) -> bool:
+    def is_dense(self, name: str) -> bool:
+        """Whether the merged change of a weight is no low-rank product."""
         entries = [entry for adapter in self.adapters if (entry := adapter.entry(name))]
-        return any(not entry.is_low_rank or entry.value is not None for entry in entries)
+        return self._by_element or any(not entry.is_low_rank or entry.value is not None for entry in entries)
 
     def dense(self, name: str) -> DenseChange | None:
         """The merged change of a weight that is no low-rank product, else None.
@@ -85,16 +98,26 @@ class MergedAdapters:
         Raises:
             UserError: If the method is not defined for it.
         """
-        if not self._is_dense(name):
+        if not self.is_dense(name):
             return None
-        if self.method != "linear":
+        if not self._by_element and self.method != "linear":
             raise UserError.of(
                 f"merge method {self.method!r} on {name!r}",
                 expected="deltas that are products of two factors",
                 found="DoRA, a whole weight or rows of one",
-                remedy="Use linear",
+                remedy="Use linear, or a method that works element by element, such as ties",
             )
-        return DenseChange(tuple(branch_weight(adapter, name) for adapter in self.adapters), tuple(self.weights))
+        branches = tuple(branch_weight(adapter, name) for adapter in self.adapters)
+        prepare = functools.partial(self._prepare, name) if self._by_element else None
+        return DenseChange(branches, tuple(self.weights), prepare)
+
+    def _prepare(self, name: str, delta_of: DeltaOf, blocks: Blocks) -> Combine:
+        """The first phase of a method that works element by element: its passes over the deltas."""
+
+        def deltas(branch: int) -> Iterator[torch.Tensor]:
+            return (delta_of(branch, rows, first) for first, rows in blocks())
+
+        return prepare(self.method, name, deltas, len(self.adapters), self.weights, self.options)
 
     def start_value(self, name: str) -> torch.Tensor | None:
         """None: the delta is added to the base as it is."""
@@ -106,7 +129,12 @@ class MergedAdapters:
 
 
 def open_adapters(
-    adapters: Sequence[str | Path], weights: Sequence[float] | str | None, method: str, *, any_base: bool
+    adapters: Sequence[str | Path],
+    weights: Sequence[float] | str | None,
+    method: str,
+    *,
+    any_base: bool,
+    options: DenseOptions | None = None,
 ) -> MergedAdapters:
     """Opens adapters (folders or Hub ids) to be merged with weights (None: uniform).
 
@@ -132,7 +160,7 @@ def open_adapters(
                 found=repr(adapter.base_name),
                 remedy="Merge adapters of one base, or pass --any-base if they hold the same weights",
             )
-    return MergedAdapters(opened, resolve_weights(weights or "uniform", len(opened)), method)
+    return MergedAdapters(opened, resolve_weights(weights or "uniform", len(opened)), method, options)
 
 
 def branch_weight(adapter: Adapter, name: str) -> BranchWeight | None:

@@ -15,6 +15,7 @@ import torch
 
 from bam_lora.adapters import Factors
 from bam_lora.coefficients import Coefficients, gram_matrix
+from bam_lora.dense_methods import DENSE_METHODS
 from bam_lora.errors import UserError
 
 Method = Callable[[Sequence[Factors | None], Sequence[float]], Coefficients]
@@ -135,9 +136,8 @@ METHODS: dict[str, Method] = {"linear": linear, "slerp": slerp, "karcher": karch
 def find_method(name: str) -> Method:
     """The merge method of that name; UserError if there is none."""
     if name not in METHODS:
-        raise UserError.of(
-            f"merge method {name!r}", expected=f"one of {', '.join(sorted(METHODS))}", found=name, remedy="Choose one"
-        )
+        known = ", ".join(sorted((*METHODS, *DENSE_METHODS)))
+        raise UserError.of(f"merge method {name!r}", expected=f"one of {known}", found=name, remedy="Choose one")
     return METHODS[name]
 
 

@@ -21,7 +21,10 @@ class FactorSource(Protocol):
 
 
 def merge_statistics(
-    adapters: Sequence[FactorSource], coefficients_by_tensor: Mapping[str, Coefficients], branches: int | None = None
+    adapters: Sequence[FactorSource],
+    coefficients_by_tensor: Mapping[str, Coefficients],
+    branches: int | None = None,
+    dense_norms: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
     """Norms and cosines of the branches' deltas and the norm of what the merge made of them.
 
@@ -29,6 +32,7 @@ def merge_statistics(
         adapters: The K branches, and after them earlier ones that the merge corrects.
         coefficients_by_tensor: What the merge method chose, by weight name.
         branches: K, None if all are branches; only their norms and cosines are given.
+        dense_norms: The norm of the merged change of weights that have no coefficients, as it is no low-rank product.
 
     Returns:
         {"delta_norms": (K,), "merged_norm", "cosine", "tensors": {name: {"norms", "cosine", "merged_norm"}}}, all
@@ -38,10 +42,12 @@ def merge_statistics(
     total = torch.zeros(len(adapters), len(adapters), dtype=torch.float64)
     merged_square = 0.0
     tensors = {}
-    for name in sorted(coefficients_by_tensor):
+    known = dense_norms or {}
+    for name in sorted({*coefficients_by_tensor, *known}):
         factors = [adapter.factors(name) for adapter in adapters]
         products = gram_matrix(factors)
-        square = _merged_square(factors, coefficients_by_tensor[name], products)
+        chosen = coefficients_by_tensor.get(name)
+        square = known[name] ** 2 if chosen is None else _merged_square(factors, chosen, products)
         own = products[:branches, :branches]
         tensors[name] = {"norms": _norms(own), "cosine": _mean_cosine(own), "merged_norm": math.sqrt(square)}
         total += products

@@ -7,12 +7,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from bam_lora.adapters import Adapter
+from bam_lora.dense_methods import DenseOptions
 from bam_lora.learned_weights import LearnedWeights
 from bam_lora.merge import MergedAdapters
 from bam_lora.merge_learning import branch_folders, learn_merge, past_folders
 from bam_lora.merge_statistics import merge_statistics
 from bam_lora.merge_weights import resolve_weights
 from bam_lora.plan import IterationPlan
+from bam_lora.snapshots import write_merged
 from bam_lora.stages import Context
 from bam_lora.store import digest, read_record, write_record
 
@@ -24,7 +26,8 @@ def merge(context: Context, iteration: IterationPlan) -> None:
     adapters = [Adapter.open(folder) for folder in folders]
     wanted = iteration.merge
     weights = resolve_weights(wanted["weights"], len(adapters), iteration.tokens, wanted["scale"])
-    key = digest([[adapter.hashes() for adapter in adapters], wanted["method"], weights])
+    options = vars(dense_options(context, iteration))
+    key = digest([[adapter.hashes() for adapter in adapters], wanted["method"], weights, options])
     if wanted["weights"] == "learned":
         assert context.selection is not None
         base = [context.ledger.key(number - 1), vars(context.training_load)]
@@ -34,8 +37,9 @@ def merge(context: Context, iteration: IterationPlan) -> None:
         return
     context.progress.stage(f"iteration {number}: merging {len(adapters)} branches")
     started = time.monotonic()
-    merged = MergedAdapters(adapters, weights, wanted["method"])
+    merged = MergedAdapters(adapters, weights, wanted["method"], dense_options(context, iteration))
     learned: dict[str, Any] = {}
+    snapshot, norms = _snapshot(context, number, merged)
     if wanted["weights"] == "learned":
         if wanted["learned"]["scope"] == "run":
             folders += past_folders(directory, context.plan, number, context.training_load.compute_dtype)
@@ -45,7 +49,7 @@ def merge(context: Context, iteration: IterationPlan) -> None:
     else:
         coefficients = merged.all_coefficients()
     names = [folder.relative_to(directory.root).as_posix() for folder in folders]
-    context.ledger.record(number, names, wanted["method"], coefficients)
+    context.ledger.record(number, names, wanted["method"], coefficients, snapshot)
     context.ledger.save()
     record = {
         "iteration": number,
@@ -54,7 +58,24 @@ def merge(context: Context, iteration: IterationPlan) -> None:
         "tokens": iteration.tokens,
         "seconds": time.monotonic() - started,
     }
-    write_record(path, key, {**record, **merge_statistics(adapters, coefficients, len(weights)), **learned})
+    statistics = merge_statistics(adapters, coefficients, len(weights), norms)
+    write_record(path, key, {**record, **statistics, **learned})
+
+
+def dense_options(context: Context, iteration: IterationPlan) -> DenseOptions:
+    """What the recipe says to the methods that work element by element; each iteration has a seed of its own."""
+    wanted = iteration.merge
+    return DenseOptions(wanted["density"], wanted["gamma"], context.recipe.seed + iteration.iteration)
+
+
+def _snapshot(context: Context, number: int, merged: MergedAdapters) -> tuple[str | None, dict[str, float]]:
+    """Whole weights where the merge is no low-rank product: (file, norm of the change by weight)."""
+    names = [name for name in merged.names() if merged.is_dense(name)]
+    if not names:
+        return None, {}
+    before = context.ledger.view(number - 1)
+    root, base = context.directory.root, context.original.folder
+    return write_merged(root, number, base, before, merged, names)
 
 
 def _learned(

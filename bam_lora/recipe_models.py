@@ -62,15 +62,23 @@ class LearnedWeights(Section):
     )
 
 
+Method = Literal["linear", "slerp", "karcher", "model_stock", "ties", "dare_linear", "dare_ties", "breadcrumbs"]
+
+
 class Merge(Section):
     """How the branches' deltas become one."""
 
-    method: Literal["linear", "slerp", "karcher", "model_stock"] = Field(
+    method: Method = Field(
         default="linear",
         description="Merge method, weight by weight: `linear`, the weighted sum of the deltas; `slerp`, along the arc "
         "between two; `karcher`, the mean direction of any number, with their mean norm; `model_stock`, the average "
-        "drawn towards the base as far as the branches disagree.",
+        "drawn towards the base as far as the branches disagree. Element by element, and so with a snapshot of whole "
+        "weights an iteration: `ties`, `dare_linear`, `dare_ties`, `breadcrumbs`.",
     )
+    density: float = Field(
+        default=0.5, gt=0, le=1, description="Share of each delta's elements that ties, dare and breadcrumbs keep."
+    )
+    gamma: float = Field(default=0.01, ge=0, lt=1, description="Share of the largest elements that breadcrumbs drops.")
     weights: Weights = Field(
         default="uniform",
         description="Weight of each branch: `uniform` (1/K), `tokens` (as each branch's tokens), a list as it is, or "

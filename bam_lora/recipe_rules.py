@@ -60,6 +60,9 @@ def _bam(strategy: str, bam: Bam) -> list[Finding]:
     if bam.merge.weights == "learned" and bam.merge.method != "linear":
         message = f"expected linear, since its weights are learned, found {bam.merge.method}"
         findings.append((("bam", "merge", "method"), message))
+    if bam.merge.method == "breadcrumbs" and bam.merge.density + bam.merge.gamma > 1 + 1e-9:
+        message = f"expected at most {1 - bam.merge.gamma:g}, as gamma drops the rest, found {bam.merge.density:g}"
+        findings.append((("bam", "merge", "density"), message))
     if strategy != "bam":
         return findings
     if bam.slices < bam.branches:

@@ -77,7 +77,15 @@ def elect(parts: list[np.ndarray], weights: Sequence[float]) -> Reference:
     return Reference(sizes.sum() * mean, unsure)
 
 
-def reference(method: str, large: Large, weights: Sequence[float], options: DenseOptions) -> Reference:
+def in_full(deltas: Sequence[torch.Tensor]) -> Large:
+    """Float64 deltas as the reference takes them."""
+    exact = [delta.double().numpy() for delta in deltas]
+    return Large([delta.float() for delta in deltas], exact, [np.sort(np.abs(delta).ravel())[::-1] for delta in exact])
+
+
+def reference(
+    method: str, large: Large, weights: Sequence[float], options: DenseOptions, name: str = NAME
+) -> Reference:
     deltas, sorts = large.exact[: len(weights)], large.descending[: len(weights)]
     unsure = np.zeros(deltas[0].shape, dtype=bool)
     if method in ("ties", "breadcrumbs"):
@@ -87,7 +95,7 @@ def reference(method: str, large: Large, weights: Sequence[float], options: Dens
         unsure = np.logical_or.reduce([close for _, close in pairs])
     else:
         shape = deltas[0].shape
-        masks = [kept(options.seed, NAME, k, 0, shape, options.density).numpy() for k in range(len(deltas))]
+        masks = [kept(options.seed, name, k, 0, shape, options.density).numpy() for k in range(len(deltas))]
         parts = [delta * mask / options.density for delta, mask in zip(deltas, masks, strict=True)]
     if method.endswith("ties"):
         merged, tied = elect(parts, weights)

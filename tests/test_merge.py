@@ -167,7 +167,9 @@ def test_what_cannot_be_merged(tmp_path: Path) -> None:
             merge_adapters(*arguments, tmp_path / "new")
     with pytest.raises(UserError, match="one for each of 2 adapters, found 1"):
         merge_adapters([a, same], tmp_path / "new", weights=[1.0])
-    with pytest.raises(UserError, match="expected one of karcher, linear, model_stock, slerp, found best"):
+    with pytest.raises(
+        UserError, match=r"expected one of breadcrumbs, .*karcher, linear, model_stock, slerp, ties, found best"
+    ):
         merge_adapters([a, same], tmp_path / "new", method="best")
     assert not (tmp_path / "new").exists()
     merge_adapters([a, other], tmp_path / "new", any_base=True)

@@ -32,7 +32,9 @@ def test_defaults():
     assert (made.slices, made.branches, made.strategy, made.mode, made.seed) == (8, 2, "bam", "text", 0)
     assert (made.lora.r, made.lora.alpha, made.lora.target_modules) == (64, 128, "all-linear")
     assert (made.quantization.bits, made.quantization.type, made.evaluation.precision) == (4, "nf4", "4bit")
-    assert made.bam.merge.model_dump(exclude={"learned"}) == {"method": "linear", "weights": "uniform", "scale": 1.0}
+    merge = made.bam.merge
+    assert (merge.method, merge.weights, merge.scale) == ("linear", "uniform", 1.0)
+    assert (merge.density, merge.gamma) == (0.5, 0.01)
     assert made.data.replay == []
     assert made.data.replay_share == 0
     assert made.keep.bases == "last"
@@ -86,8 +88,9 @@ VALUES = [
     ({"bam": None}, "recipe: bam: expected a mapping of keys, found nothing"),
     ({"bam": {"merge": {"scale": float("nan")}}}, "recipe: bam.merge.scale: expected a number > 0, found nan"),
     (
-        {"bam": {"merge": {"method": "ties"}}},
-        "recipe: bam.merge.method: expected linear or slerp or karcher or model_stock, found 'ties'",
+        {"bam": {"merge": {"method": "best"}}},
+        "recipe: bam.merge.method: expected linear or slerp or karcher or model_stock or ties or "
+        "dare_linear or dare_ties or breadcrumbs, found 'best'",
     ),
     ({"lora": {"dropout": 1}}, "recipe: lora.dropout: expected a number >= 0, < 1, found 1"),
     ({"lora": {"rslora": "yes"}}, "recipe: lora.rslora: expected true or false, found 'yes'"),
@@ -164,6 +167,10 @@ SELECTION = {"target": [{"path": "/files/b.jsonl"}], "source": [{"path": "/files
         (
             {"bam": {"branches": 3, "merge": {"method": "slerp"}}},
             "bam.merge.method: expected a method for 3 branches, found slerp, which takes two; use karcher",
+        ),
+        (
+            {"bam": {"merge": {"method": "breadcrumbs", "density": 0.995}}},
+            "bam.merge.density: expected at most 0.99, as gamma drops the rest, found 0.995",
         ),
         (
             {"bam": {"merge": {"method": "karcher", "weights": "learned"}}, "selection": SELECTION},
