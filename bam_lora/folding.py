@@ -159,12 +159,12 @@ def fold(
     checkpoint = open_checkpoint(folder)
     if not any_base:
         _check_base_name(str(base), checkpoint, merged)
-    options: dict[str, Any] = {"dtype": dtype, "max_shard_bytes": max_shard_bytes, "rounding": rounding, "seed": seed}
-    key = _fold_key(checkpoint, merged, {"method": method, **options})
-    return fold_into(folder, merged, target, key=key, verify=verify, **options)
+    how: dict[str, Any] = {"dtype": dtype, "max_shard_bytes": max_shard_bytes, "rounding": rounding, "seed": seed}
+    key = _fold_key(checkpoint, merged, {"method": method, **how})
+    return fold_into(folder, merged, target, key=key, verify=verify, **how)
 
 
-def _fold_key(checkpoint: Checkpoint, merged: MergedAdapters, options: Mapping[str, Any]) -> str:
+def _fold_key(checkpoint: Checkpoint, merged: MergedAdapters, how: Mapping[str, Any]) -> str:
     """What the result is a function of; the base's shards stand for themselves by their headers and sizes.
 
     Hashing them would take as long as the fold.
@@ -174,7 +174,7 @@ def _fold_key(checkpoint: Checkpoint, merged: MergedAdapters, options: Mapping[s
         "base": {name: [header.file_bytes, header.raw.hex()] for name, header in checkpoint.shards.items()},
         "adapters": [adapter.hashes() for adapter in merged.adapters],
         "weights": merged.weights,
-        **options,
+        **how,
         "options": vars(merged.options),
     }
     return digest(inputs)

@@ -220,6 +220,7 @@ def merge_adapters(
             written.
     """
     merged = open_adapters(adapters, weights, method, any_base=any_base)
+    _check_low_rank(merged)
     target = claim_output(Path(output), _ARTEFACT, keep=[adapter.path for adapter in merged.adapters])
     statistics = merged.statistics()
     hashes = [adapter.hashes() for adapter in merged.adapters]
@@ -229,6 +230,17 @@ def merge_adapters(
         write_json(folder / CONFIG_FILE, _config(merged))
         seal(folder, key, {"artefact": _ARTEFACT, "weights": merged.weights, "method": method})
     return {**statistics, "weights": merged.weights}
+
+
+def _check_low_rank(merged: MergedAdapters) -> None:
+    for name in merged.names():
+        if merged.is_dense(name):
+            raise UserError.of(
+                f"the merged change of {name!r}",
+                expected="a product of two factors, as an adapter holds",
+                found="whole numbers or a method that works element by element",
+                remedy="Fold the adapters into the base instead: bam-lora fold",
+            )
 
 
 def _config(merged: MergedAdapters) -> dict[str, Any]:
