@@ -10,6 +10,7 @@ from typing import Any
 
 from bam_lora.base import find_base, load_tokenizer, require_fitting_base, require_targets, weight_bytes
 from bam_lora.checkpoint import Checkpoint, open_checkpoint
+from bam_lora.dense_methods import DENSE_METHODS
 from bam_lora.errors import UserError
 from bam_lora.ledger import LEDGER_FILE
 from bam_lora.plan import iteration_count
@@ -126,10 +127,18 @@ def _disk_lines(recipe: Recipe, folder: Path, checkpoint: Checkpoint) -> list[st
     adapter = sum(recipe.lora.r * (rows + columns) * 4 for rows, columns in matrices)
     # While one iteration's model is folded the one before it is still there; optimizer states are twice the adapter.
     needed = 2 * weights + recipe.slices * adapter + 3 * recipe.training.save_total_limit * adapter
+    note = ""
+    if recipe.bam.merge.method in DENSE_METHODS:
+        kept = iteration_count(recipe) if recipe.keep.bases == "all" else 2
+        whole = sum(4 * rows * columns for rows, columns in matrices)
+        needed += kept * whole
+        note = (
+            f"; {recipe.bam.merge.method} keeps whole weights, {whole / 1e9:.2f} GB, of {kept} iterations at the most"
+        )
     output = Path(recipe.output).expanduser().absolute()
     require_space(output, needed, f"{recipe.slices} adapters and two folded models")
     free = shutil.disk_usage(next(path for path in (output, *output.parents) if path.exists())).free
     return [
         f"disk        at most about {needed / 1e9:.2f} GB of {free / 1e9:.0f} GB free; "
-        f"a folded model is {weights / 1e9:.2f} GB"
+        f"a folded model is {weights / 1e9:.2f} GB{note}"
     ]

@@ -21,13 +21,20 @@ import torch
 from bam_lora.adapters import Adapter, Factors
 from bam_lora.coefficients import Coefficients, branch_parts, gathered, gram, identity_of
 from bam_lora.errors import UserError
-from bam_lora.ledger_history import FORMAT, file_record, history_files, history_key, moved, verify_files
+from bam_lora.ledger_history import (
+    FORMAT,
+    PARENT,
+    file_record,
+    history_key,
+    link_history,
+    superseded,
+    verify_files,
+)
 from bam_lora.ledger_view import LedgerView
 from bam_lora.safetensors_stream import read_header, read_tensor, write_tensors
-from bam_lora.store import inside, link_or_copy, new_folder, read_record, write_record
+from bam_lora.store import inside, new_folder, read_record, write_record
 
 LEDGER_FILE = "ledger.json"
-_PARENT = "parent"
 _IN_FILES = ("matrix", "blocks")  # coefficients too many for JSON
 
 
@@ -109,7 +116,7 @@ class Ledger:
         assert 1 <= iteration <= len(self.iterations) + 1, (iteration, len(self.iterations))
         self._opened.clear()  # a folder recorded again may have new content
         opened = [self._adapter(path) for path in adapters]
-        replaced = set(self._snapshot_names(snapshot)) if snapshot else set()
+        replaced = set(read_header(inside(self.root, snapshot)).tensors) if snapshot else set()
         changed = {name for adapter in opened for name in adapter.names}
         assert changed - replaced <= set(coefficients) <= changed, "coefficients for each changed weight, no others"
         small = {name: value.to_json() for name, value in coefficients.items() if value.kind not in _IN_FILES}
@@ -121,7 +128,7 @@ class Ledger:
             ],
             "coefficients": dict(sorted(small.items())),
             "matrices": self._write_matrices(iteration, coefficients),
-            "snapshot": file_record(self.root, snapshot) if snapshot else None,
+            "snapshot": file_record(self.root, snapshot) | {"names": sorted(replaced)} if snapshot else None,
         }
         self.iterations[iteration - 1 :] = [entry]
 
@@ -144,8 +151,7 @@ class Ledger:
     def names(self, upto: int | None = None) -> list[str]:
         """All weights that differ from the original base after iteration `upto`, sorted."""
         found = {name for adapter in self._adapters(self._history(upto)) for name in adapter.names}
-        whole = [entry["snapshot"]["path"] for entry in self._history(upto) if entry["snapshot"]]
-        return sorted(found.union(*(self._snapshot_names(path) for path in whole)))
+        return sorted(found.union(*(entry["snapshot"]["names"] for entry in self._history(upto) if entry["snapshot"])))
 
     def shape(self, name: str, upto: int | None = None) -> tuple[int, int]:
         """(o, i) of a weight in `names(upto)`."""
@@ -245,6 +251,13 @@ class Ledger:
         """
         verify_files(self.root, self._history(upto))
 
+    def drop_snapshots(self, before: int) -> None:
+        """Deletes whole weights of own iterations before that one which replay does not read: newer ones are there."""
+        for path in superseded(self._history(None)) & {
+            entry["snapshot"]["path"] for entry in self.iterations[: before - 1] if entry["snapshot"]
+        }:
+            inside(self.root, path).unlink(missing_ok=True)
+
     def adopt(self, parent_root: Path) -> None:
         """Continues a finished run: its base and history become this run's, its files links (or copies) in `parent/`.
 
@@ -257,14 +270,8 @@ class Ledger:
         assert not self.iterations, "adopt before the first iteration"
         parent = Ledger.load(parent_root)
         parent.verify()
-        inherited = []
-        with new_folder(self.root / _PARENT) as folder:
-            for number, entry in enumerate(parent._history(None), start=1):
-                there = moved(entry, f"{_PARENT}/{number:02d}")
-                pairs = zip(history_files([entry]), history_files([there]), strict=True)
-                for (source, _), (target, _) in pairs:
-                    link_or_copy(inside(parent_root, source), folder / Path(target).relative_to(_PARENT))
-                inherited.append(there)
+        with new_folder(self.root / PARENT) as folder:
+            inherited = link_history(parent_root, parent._history(None), folder)
         self.base, self.inherited = dict(parent.base), inherited
         self._opened.clear()
 
@@ -283,14 +290,11 @@ class Ledger:
         values = read_tensor(file, read_header(file).tensors[name])
         return Coefficients("matrix" if values.ndim == 2 else "blocks", values)
 
-    def _snapshot_names(self, path: str) -> list[str]:
-        return list(read_header(inside(self.root, path)).tensors)
-
     def _newest_snapshot(self, name: str, upto: int | None) -> tuple[int, str | None]:
         """(position of the first iteration after it, its path), or (0, None)."""
         history = self._history(upto)
         for position in range(len(history), 0, -1):
             snapshot = history[position - 1]["snapshot"]
-            if snapshot and name in self._snapshot_names(snapshot["path"]):
+            if snapshot and name in snapshot["names"]:
                 return position, snapshot["path"]
         return 0, None

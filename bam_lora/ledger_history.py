@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from bam_lora.errors import UserError
-from bam_lora.store import digest, hash_file, inside
+from bam_lora.store import digest, hash_file, inside, link_or_copy
 
 FORMAT = 1
+PARENT = "parent"  # the folder of a run that holds the files of one that it continues
 Entry = Mapping[str, Any]
 
 
@@ -37,28 +38,45 @@ def file_record(root: Path, path: str) -> dict[str, Any]:
     return {"path": path, "bytes": file.stat().st_size, "sha256": hash_file(file)}
 
 
-def history_files(history: Iterable[Entry]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def superseded(history: Sequence[Entry]) -> set[str]:
+    """Paths of the snapshots whose every weight has a newer one in the history: replay never reads them."""
+    newer: set[str] = set()
+    found = set()
+    for entry in reversed(history):
+        if entry["snapshot"]:
+            names = set(entry["snapshot"]["names"])
+            if names <= newer:
+                found.add(entry["snapshot"]["path"])
+            newer |= names
+    return found
+
+
+def history_files(history: Sequence[Entry]) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """(path, {"bytes", "sha256"}) of every file that a history rests on."""
+    needless = superseded(history)
     for entry in history:
         for adapter in entry["adapters"]:
             for name, stated in sorted(adapter["files"].items()):
                 yield f"{adapter['path']}/{name}", stated
         for extra in (entry["matrices"], entry["snapshot"]):
-            if extra:
+            if extra and extra["path"] not in needless:
                 yield extra["path"], extra
 
 
-def verify_files(root: Path, history: Iterable[Entry]) -> None:
+def verify_files(root: Path, history: Sequence[Entry]) -> None:
     """Compares every file of a history with its hash; UserError names the first that is missing or has changed."""
     for path, stated in history_files(history):
         file = inside(root, path)
         there = file.is_file()
         if not there or file.stat().st_size != stated["bytes"] or hash_file(file) != stated["sha256"]:
+            whole = "names" in stated and not there
             raise UserError.of(
                 str(file),
                 expected="the file that the ledger records",
                 found="another one" if there else "nothing",
-                remedy="Restore it from a backup; the model cannot be rebuilt without it",
+                remedy="Whole weights of earlier iterations are kept with keep.bases: all only"
+                if whole
+                else "Restore it from a backup; the model cannot be rebuilt without it",
             )
 
 
@@ -72,3 +90,25 @@ def moved(entry: Entry, folder: str) -> dict[str, Any]:
         for kind in ("matrices", "snapshot")
     }
     return {**entry, **extras, "adapters": adapters}
+
+
+def link_history(root: Path, history: Sequence[Entry], folder: Path) -> list[dict[str, Any]]:
+    """Links (or copies) the files of a run's history into a folder that will stand at `parent/` of another run.
+
+    Args:
+        root: The run whose history it is.
+        history: Its entries.
+        folder: Where the files go.
+
+    Returns:
+        The entries with their paths there.
+    """
+    needless = superseded(history)
+    result = []
+    for number, entry in enumerate(history, start=1):
+        there = moved(entry, f"{PARENT}/{number:02d}")
+        for (source, _), (target, _) in zip(history_files([entry]), history_files([there]), strict=True):
+            if source not in needless:
+                link_or_copy(inside(root, source), folder / Path(target).relative_to(PARENT))
+        result.append(there)
+    return result

@@ -194,11 +194,15 @@ def fold_iteration(context: Context, iteration: int) -> None:
 
 
 def drop_bases(context: Context, before: int) -> None:
-    """Deletes folded models that nothing needs any more; any of them can be rebuilt from the ledger."""
+    """Deletes folded models that nothing needs any more, and the whole weights that newer ones have taken over from.
+
+    Any iteration can be rebuilt from the ledger, but for those that rest on such weights.
+    """
     if context.recipe.keep.bases == "all":
         return
     for number in range(1, before):
         shutil.rmtree(context.directory.folded(number), ignore_errors=True)
+    context.ledger.drop_snapshots(before)
 
 
 def write_samples(context: Context, iteration: int) -> None:

@@ -24,7 +24,7 @@ from bam_lora.report import collect
 from bam_lora.store import hash_file, read_record
 
 
-def recipe(base: Path, folder: Path, **merge: Any) -> Recipe:
+def recipe(base: Path, folder: Path, keep: str = "last", **merge: Any) -> Recipe:
     write_jsonl(folder / "german.jsonl", GERMAN[:24])
     return recipe_from_dict(
         {
@@ -34,6 +34,7 @@ def recipe(base: Path, folder: Path, **merge: Any) -> Recipe:
             "bam": {"slices": 4, "branches": 2, "merge": {"method": "ties", "density": 0.3, **merge}},
             "lora": {"r": 4},
             "training": {"learning_rate": 5e-3, "per_device_train_batch_size": 2, "checkpointing": False},
+            "keep": {"bases": keep},
         }
     )
 
@@ -49,7 +50,7 @@ def branch_deltas(root: Path, iteration: int, name: str) -> list[torch.Tensor]:
 
 def test_a_run_with_ties_keeps_whole_weights_and_comes_back_after_a_stop(tiny_base: Path, tmp_path: Path) -> None:
     root = tmp_path / "run"
-    run(recipe(tiny_base, tmp_path), root)
+    run(recipe(tiny_base, tmp_path, keep="all"), root)
     ledger = Ledger.load(root)
     base, model = load_file(tiny_base / "model.safetensors"), load_file(root / "model" / "model.safetensors")
     for name in ledger.names():
@@ -75,7 +76,7 @@ def test_a_run_with_ties_keeps_whole_weights_and_comes_back_after_a_stop(tiny_ba
         for file in (root / path).glob("*"):
             file.unlink()
     (root / "iterations" / "02" / "merge.json").unlink()
-    run(recipe(tiny_base, tmp_path), root)
+    run(recipe(tiny_base, tmp_path, keep="all"), root)
     assert hash_file(root / "model" / "model.safetensors") == before
     with pytest.raises(UserError, match="expected low-rank merges, which can be scaled"):
         ledger.view(scale=0.5)
@@ -107,3 +108,21 @@ def test_a_fold_by_elements(tmp_path: Path, method: str) -> None:
         assert not torch.equal(found[name], linear[name])
     assert fold(tmp_path / "base", adapters, tmp_path / "again", **how)["changed"] == 2
     assert hash_file(tmp_path / "again" / "model.safetensors") == hash_file(tmp_path / "out" / "model.safetensors")
+
+
+def test_whole_weights_go_when_newer_ones_are_there(tiny_base: Path, tmp_path: Path) -> None:
+    root = tmp_path / "run"
+    run(recipe(tiny_base, tmp_path), root)
+    assert sorted(path.name for path in (root / "snapshots").iterdir()) == ["02.safetensors"]
+    ledger = Ledger.load(root)
+    ledger.verify()
+    with pytest.raises(UserError, match=r"01.safetensors.* found nothing. .*keep.bases: all"):
+        ledger.verify(1)
+    child = Ledger.start(tmp_path / "child", {})
+    child.adopt(root)
+    child.verify()
+    assert child.names() == ledger.names()
+    run(recipe(tiny_base, tmp_path), root)  # finished: finds all that it needs
+    two = tmp_path / "mixed"
+    run(recipe(tiny_base, tmp_path, method="dare_linear"), two)
+    assert hash_file(two / "model" / "model.safetensors") != hash_file(root / "model" / "model.safetensors")
