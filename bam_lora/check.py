@@ -133,7 +133,7 @@ def _disk_lines(recipe: Recipe, folder: Path, checkpoint: Checkpoint) -> list[st
         whole = sum(4 * rows * columns for rows, columns in matrices)
         needed += kept * whole
         note = (
-            f"; {recipe.bam.merge.method} keeps whole weights, {whole / 1e9:.2f} GB, of {kept} iterations at the most"
+            f"; {recipe.bam.merge.method} keeps whole weights of up to {kept} iterations, {whole / 1e9:.2f} GB each"
         )
     output = Path(recipe.output).expanduser().absolute()
     require_space(output, needed, f"{recipe.slices} adapters and two folded models")
