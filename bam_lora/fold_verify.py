@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from bam_lora.dense_change import Resolver
+from bam_lora.dense_change import DenseChange, Resolver
 from bam_lora.errors import UserError
 from bam_lora.fold_blocks import as_matrix, row_ranges
 from bam_lora.fold_layout import OutputShard, OutputTensor
@@ -27,6 +27,7 @@ from bam_lora.safetensors_stream import TORCH_DTYPES, Header, TensorRecord, read
 _ROWS = 8
 _UNTOUCHED_TENSORS = 64
 _UNTOUCHED_BYTES = 1 << 16
+_MAGNITUDE_MARGIN = 4.0  # DoRA's magnitude over the norm is about 1
 _RANK_CHUNK = 64  # rank directions in float64 at once
 # Smallest normal exponent and bits of mantissa.
 _GRIDS = {
@@ -144,6 +145,7 @@ def _expected(changes: Changes, path: Path, part: Part, chosen: Sequence[int]) -
     expected, terms = reference.before_dense(original, chosen)
     if reference.resolver is not None:
         expected = torch.cat([reference.resolved(expected[n : n + 1], row) for n, row in enumerate(chosen)])
+        terms = terms + reference.dense_terms(chosen)
     bound = (reference.rank + 16) * 2.0**-24 * (terms + expected.abs())
     return expected.numpy(), bound.numpy()
 
@@ -158,11 +160,13 @@ class _Reference:
         self._factors = None if stacked is None else part.low_rank(*stacked)
         self.rank = 0 if self._factors is None else self._factors[1].shape[0]
         self.resolver: Resolver | None = None
+        self._dense: DenseChange | None = None
         self._elementwise = dense is not None and dense.prepare is not None
         if dense is not None:
             self.rank += sum(len(one.factors.A_ri) for one in dense.branches if one is not None and one.factors)
             # Methods that compare elements with a threshold are only the same in the same precision and blocks.
-            self.resolver = part.dense(dense).bind(self._blocks32 if self._elementwise else self._blocks)
+            self._dense = part.dense(dense)
+            self.resolver = self._dense.bind(self._blocks32 if self._elementwise else self._blocks)
 
     def stored(self, first: int, count: int) -> torch.Tensor:
         """Rows of the base; zeros beyond the last."""
@@ -185,6 +189,19 @@ class _Reference:
             total += B_oR[chosen, first : first + _RANK_CHUNK].double() @ A
             norms_i += A.square().sum(dim=0)
         return total, terms + B_oR[chosen].double().norm(dim=1)[:, None] * norms_i.sqrt()
+
+    def dense_terms(self, rows: Sequence[int]) -> torch.Tensor | float:
+        """A bound on the magnitude of the products in what is not low rank; a magnitude may scale them up."""
+        assert self._dense is not None
+        total: torch.Tensor | float = 0.0
+        for one, weight in zip(self._dense.branches, self._dense.weights, strict=True):
+            if one is not None and one.factors is not None:
+                sizes = one.factors.B_or[list(rows)].double().norm(dim=1)[:, None] * one.factors.A_ri.double().norm(
+                    dim=0
+                )
+                scale = abs(weight * one.factors.scaling) * (1 if one.magnitude is None else _MAGNITUDE_MARGIN)
+                total = total + scale * sizes
+        return total
 
     def resolved(self, row: torch.Tensor, number: int) -> torch.Tensor:
         """A row with what is not low rank."""
