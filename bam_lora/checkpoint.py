@@ -67,7 +67,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     """Reads the config, the index and every shard's header of a full-precision model folder.
 
     Raises:
-        UserError: If it is no such folder, is damaged, quantised, or its index leads out of it.
+        UserError: If it is no such folder, is damaged, quantised, or its index or a link leads out of it.
     """
     if not (folder / CONFIG).is_file():
         raise UserError.of(
@@ -80,6 +80,8 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     shards = {name: read_header(path) for name, path in sorted(files.items())}
     _check_index(folder, index, shards)
     checkpoint = Checkpoint(folder, config, index, shards)
+    for name in (CONFIG, *([] if index is None else [INDEX]), *shards, *checkpoint.companions()):
+        _check_link(folder, name)
     _refuse_quantised(checkpoint)
     return checkpoint
 
@@ -112,6 +114,19 @@ def _shard_files(folder: Path) -> tuple[dict[str, Any] | None, dict[str, Path]]:
             )
         files[file] = folder / file
     return index, files
+
+
+def _check_link(folder: Path, name: str) -> None:
+    """A link may lead to the Hub's cache, where all files are links; any other could bring along a private file."""
+    target = (folder / name).resolve()
+    cached = target.parent.name == "blobs" and target.parent.parent.name.startswith("models--")
+    if not cached and not target.is_relative_to(folder.resolve()):
+        raise UserError.of(
+            str(folder / name),
+            expected="a file of its own folder",
+            found=f"a link to {target}",
+            remedy="Put the file itself there if you trust it",
+        )
 
 
 def _check_index(folder: Path, index: Mapping[str, Any] | None, shards: Mapping[str, Header]) -> None:

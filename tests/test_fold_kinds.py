@@ -164,7 +164,7 @@ def test_the_folded_model_is_the_adapted_one(tmp_path: Path, architecture: str, 
     adapted = train(model, 1, **KINDS[kind])
     adapted.save_pretrained(tmp_path / "adapter")
     expected = logits(adapted)
-    fold(tmp_path / "base", [tmp_path / "adapter"], tmp_path / "out", any_base=True)
+    fold(tmp_path / "base", [tmp_path / "adapter"], tmp_path / "out", any_base=True, verify=True)
     assert_same_effect(logits(load(tmp_path / "out", config)), expected, base)
 
 
