@@ -281,6 +281,13 @@ def test_all_files_follow_the_umask(small: Small) -> None:
     assert {name: mode for name, mode in modes.items() if mode != (0o750 if name == "out" else 0o640)} == {}
 
 
+def test_a_run_that_starts_again_keeps_the_finished_shards(small: Small) -> None:
+    """A run sweeps its folder of temporary files when it starts."""
+    interrupted(small, 2)
+    store.sweep(small.out.parent)
+    assert run(small)["resumed_shards"] == 2
+
+
 def test_the_parts_of_a_temporary_output_are_temporary(small: Small) -> None:
     small = small._replace(out=small.out.with_name(".tmp-x"))
     with pytest.raises(KeyboardInterrupt):
