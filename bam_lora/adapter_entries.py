@@ -16,10 +16,11 @@ import torch
 
 from bam_lora.adapter_config import CONFIG_FILE, is_saved_whole, rank_of, scaling_of, token_indices
 from bam_lora.errors import UserError
-from bam_lora.safetensors_stream import TORCH_DTYPES, Header, TensorRecord
+from bam_lora.safetensors_stream import Header, TensorRecord
 
 Read = Callable[[TensorRecord], torch.Tensor]
 
+_FLOATING = ("F64", "F32", "F16", "BF16")
 _PREFIX = "base_model.model."
 _KINDS = {
     "factor": re.compile(r"(?P<module>.+)\.lora_(?P<half>[AB])\.weight"),
@@ -193,7 +194,7 @@ def _kind(config: Mapping[str, Any], path: Path, record: TensorRecord) -> tuple[
             if match is None or (kind == "value" and ".lora_" in name):
                 continue
             dimensions = 1 if kind in ("bias", "magnitude") else 2
-            if record.dtype not in TORCH_DTYPES or (kind != "value" and len(record.shape) != dimensions):
+            if record.dtype not in _FLOATING or (kind != "value" and len(record.shape) != dimensions):
                 found = f"{record.dtype} of shape {list(record.shape)}"
                 raise _unused(path, record, f"a floating-point {'matrix' if dimensions == 2 else 'vector'}", found)
             if not config.get(_SAID_BY.get(kind, "peft_type")):

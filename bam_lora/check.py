@@ -132,9 +132,7 @@ def _disk_lines(recipe: Recipe, folder: Path, checkpoint: Checkpoint) -> list[st
         kept = iteration_count(recipe) if recipe.keep.bases == "all" else 2
         whole = sum(4 * rows * columns for rows, columns in matrices)
         needed += kept * whole
-        note = (
-            f"; {recipe.bam.merge.method} keeps whole weights of up to {kept} iterations, {whole / 1e9:.2f} GB each"
-        )
+        note = f"; {recipe.bam.merge.method} keeps whole weights of up to {kept} iterations, {whole / 1e9:.2f} GB each"
     output = Path(recipe.output).expanduser().absolute()
     require_space(output, needed, f"{recipe.slices} adapters and two folded models")
     free = shutil.disk_usage(next(path for path in (output, *output.parents) if path.exists())).free

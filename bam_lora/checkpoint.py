@@ -41,6 +41,7 @@ COMPANIONS = (
 _QUANTISED_NAMES = re.compile(
     r"\.(qweight|qzeros|scales|g_idx|absmax|weight_scale(_inv)?|weight_packed|SCB|quant_state\..*|weight\.(absmax|quant_.*|nested_.*))$"
 )
+_CAST = ("F8_E4M3", "F8_E5M2")  # weights as they are, without scales, if nothing says that they are quantised
 _FULL_PRECISION = ("F16", "BF16", "F32", "F64")
 
 
@@ -80,7 +81,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     shards = {name: read_header(path) for name, path in sorted(files.items())}
     _check_index(folder, index, shards)
     checkpoint = Checkpoint(folder, config, index, shards)
-    for name in (CONFIG, *([] if index is None else [INDEX]), *shards, *checkpoint.companions()):
+    for name in (CONFIG, *([] if index is None else [INDEX]), *checkpoint.companions()):
         _check_link(folder, name)
     _refuse_quantised(checkpoint)
     return checkpoint
@@ -117,7 +118,10 @@ def _shard_files(folder: Path) -> tuple[dict[str, Any] | None, dict[str, Path]]:
 
 
 def _check_link(folder: Path, name: str) -> None:
-    """A link may lead to the Hub's cache, where all files are links; any other could bring along a private file."""
+    """A text that goes along may link to the Hub's cache only: others could bring a private file into the result.
+
+    Weights may be links, as people keep them on another disk: what is no tensor file is refused by its header.
+    """
     target = (folder / name).resolve()
     cached = target.parent.name == "blobs" and target.parent.parent.name.startswith("models--")
     if not cached and not target.is_relative_to(folder.resolve()):
@@ -154,7 +158,8 @@ def _check_index(folder: Path, index: Mapping[str, Any] | None, shards: Mapping[
 
 def _refuse_quantised(checkpoint: Checkpoint) -> None:
     for name, record in checkpoint.tensors().items():
-        narrow = name.endswith(".weight") and record.dtype not in _FULL_PRECISION
+        cast = record.dtype in _CAST and "quantization_config" not in checkpoint.config
+        narrow = name.endswith(".weight") and record.dtype not in _FULL_PRECISION and not cast
         if narrow or _QUANTISED_NAMES.search(name):
             stated = checkpoint.config.get("quantization_config")
             method = stated.get("quant_method") if isinstance(stated, dict) else None

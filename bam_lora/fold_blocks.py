@@ -187,7 +187,10 @@ def _square(matrix: torch.Tensor) -> float:
 
 def _check_finite(block: Block, result: torch.Tensor) -> None:
     """The extremes, rounded as the rest was: one pass that sees NaN, Inf and an overflow of the narrower type."""
-    if not bool(torch.isfinite(torch.stack(torch.aminmax(result)).to(block.dtype)).all()):
+    extremes = torch.stack(torch.aminmax(result))
+    # Some conversions to 8 bits clamp what is too large.
+    clamped = block.dtype.itemsize == 1 and bool((extremes.abs() > torch.finfo(block.dtype).max).any())
+    if clamped or not bool(torch.isfinite(extremes.to(block.dtype).float()).all()):
         raise UserError.of(
             f"tensor {block.record.name!r} of {block.path}",
             expected=f"finite weights in {str(block.dtype).removeprefix('torch.')}",

@@ -35,6 +35,8 @@ _GRIDS = {
     torch.float16: (-14, 10),
     torch.float32: (-126, 23),
     torch.float64: (-1022, 52),
+    torch.float8_e4m3fn: (-6, 3),
+    torch.float8_e5m2: (-14, 2),
 }
 
 

@@ -161,9 +161,7 @@ def test_a_shard_that_is_missing(small: Small) -> None:
     refused(small, r"model-00002-of-00002.safetensors: expected a readable file")
 
 
-@pytest.mark.parametrize(
-    "name", ["model-00001-of-00002.safetensors", "model.safetensors.index.json", "config.json", "tokenizer.json"]
-)
+@pytest.mark.parametrize("name", ["model.safetensors.index.json", "config.json", "tokenizer.json"])
 @pytest.mark.parametrize("inside", [False, True])
 def test_links_that_lead_out_of_the_folder(small: Small, name: str, inside: bool) -> None:
     (small.base / "tokenizer.json").write_text("{}")
@@ -175,6 +173,16 @@ def test_links_that_lead_out_of_the_folder(small: Small, name: str, inside: bool
         assert not (small.out / name).is_symlink()
     else:
         refused(small, rf"{name}: expected a file of its own folder, found a link to .*elsewhere")
+
+
+def test_weights_may_lie_on_another_disk(small: Small) -> None:
+    name = "model-00001-of-00002.safetensors"
+    (small.base / name).rename(small.base.parent / "elsewhere")
+    (small.base / name).symlink_to(small.base.parent / "elsewhere")
+    fold(small.base, [small.adapter], small.out)
+    assert not (small.out / name).is_symlink()
+    (small.base.parent / "elsewhere").write_text("a secret of some length, and no tensors")
+    refused(small, r"expected a header inside .* bytes")
 
 
 def test_an_index_through_a_linked_folder(small: Small) -> None:
