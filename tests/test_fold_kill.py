@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import random
 import shutil
+import signal
 import time
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -39,6 +40,7 @@ class Folds:
         self.output = root / "work" / "out"
         self.expected: dict[str, dict[str, str]] = {}
         self.resumed = 0
+        self.struck = 0
         self.longest = 0.0
 
     def finish(self, adapter: str) -> None:
@@ -68,6 +70,7 @@ class Folds:
         time.sleep(seconds)
         process.kill()
         process.join()
+        self.struck += process.exitcode == -signal.SIGKILL  # else it was done before
         for folder in (path.parent for path in self.output.parent.rglob("config.json")):
             if loads(folder):
                 assert weights(folder) in self.expected.values(), folder
@@ -97,7 +100,7 @@ def kill_folds(root: Path, kills: int, seed: int) -> int:
         random_adapter(root / adapter, SHAPES, rank=32, seed=number)
         folds.finish(adapter)
     moments = random.Random(seed)
-    for _ in range(kills):
+    while folds.struck < kills:
         adapter = moments.choice(("first", "second"))
         folds.kill(adapter, moments.uniform(0, 1.1 * folds.longest))
         if moments.random() < 0.3:
