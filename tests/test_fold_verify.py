@@ -50,6 +50,16 @@ def test_a_right_fold_passes(tmp_path: Path, dtype: str | None, scale: float, ro
     assert fold(tmp_path / "base", adapters, tmp_path / "out")["verified"] is None
 
 
+@pytest.mark.parametrize("method", ["ties", "dare_linear", "dare_ties", "breadcrumbs"])
+def test_methods_with_thresholds_are_computed_again_in_the_same_blocks(tmp_path: Path, method: str) -> None:
+    """A threshold is the magnitude of an element, so another precision would keep another one."""
+    shapes = {"q": (1300, 900)}  # more than two blocks
+    write_base(tmp_path / "base", {"q.weight": gaussian(1300, 900, scale=0.02, dtype=BF16)})
+    adapters = [random_adapter(tmp_path / name, shapes, rank=24, seed=n, scale=0.03) for n, name in enumerate("ab")]
+    facts = fold(tmp_path / "base", adapters, tmp_path / "out", method=method, dtype="float32", verify=True)
+    assert facts["verified"]["identical"] == 1
+
+
 def flip_in_every_row(data: bytes | memoryview, bit: int) -> bytes:
     """Every 16-bit element one, two, four, ... steps off."""
     values = np.frombuffer(data, dtype=np.uint16) ^ np.uint16(1 << bit)
