@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from bam_lora.errors import UserError, first_line
 from bam_lora.safetensors_stream import TensorRecord
 from bam_lora.tensor_layouts import Inexpressible, Layout, Unfit, concatenate, split, stack, transpose, whole
 
@@ -27,10 +28,20 @@ def converted_layouts(tensors: Mapping[str, TensorRecord], model: Any) -> dict[s
 
     Returns:
         By name of those parameters that are stored: the layout, or why there is none on shapes alone.
-    """
-    from transformers.conversion_mapping import get_model_conversion_mapping
-    from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
 
+    Raises:
+        UserError: If this version of transformers has another interface.
+    """
+    try:
+        from transformers.conversion_mapping import get_model_conversion_mapping
+        from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
+    except ImportError as error:
+        raise UserError.of(
+            "transformers",
+            expected="a version whose conversion of checkpoints is known (5.17 to 5.23)",
+            found=first_line(error),
+            remedy="Install such a version, or save the base with save_original_format=False",
+        ) from error
     transforms = get_model_conversion_mapping(model)
     renamings = [transform for transform in transforms if isinstance(transform, WeightRenaming)]
     converters = [transform for transform in transforms if isinstance(transform, WeightConverter)]
