@@ -13,7 +13,7 @@ from bam_lora.checkpoint import Checkpoint, open_checkpoint
 from bam_lora.dense_methods import DENSE_METHODS
 from bam_lora.errors import UserError
 from bam_lora.ledger import LEDGER_FILE
-from bam_lora.plan import iteration_count
+from bam_lora.plan import describe_merge, iteration_count, merge_settings
 from bam_lora.quiet import quiet_libraries
 from bam_lora.recipe import EvaluationSource, Recipe, Source
 from bam_lora.sources import TextSource, open_source, read_texts
@@ -103,7 +103,8 @@ def _plan_lines(recipe: Recipe) -> list[str]:
     per_step = training.per_device_train_batch_size * training.gradient_accumulation_steps * recipe.data.sequence_length
     lines = [
         f"plan        {recipe.strategy}: {recipe.slices} slices, {recipe.branches} branches, "
-        f"{iteration_count(recipe)} iterations; {per_step:,} tokens a step"
+        f"{iteration_count(recipe)} iterations; {per_step:,} tokens a step",
+        f"merge       {describe_merge(merge_settings(recipe))}",
     ]
     limits = [source.tokens for source in recipe.data.target]
     if all(limit is not None for limit in limits):

@@ -3,63 +3,105 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from bam_lora.adapters import Adapter
+from bam_lora.coefficients import Coefficients
 from bam_lora.dense_methods import DenseOptions
 from bam_lora.learned_weights import LearnedWeights
 from bam_lora.merge import MergedAdapters
 from bam_lora.merge_learning import branch_folders, learn_merge, past_folders
 from bam_lora.merge_statistics import merge_statistics
 from bam_lora.merge_weights import resolve_weights
+from bam_lora.outer import OuterStep, outer_update, past_merges
 from bam_lora.plan import IterationPlan
+from bam_lora.recipe_rules import SELECTED
 from bam_lora.snapshots import write_merged
 from bam_lora.stages import Context
 from bam_lora.store import digest, read_record, write_record
 
 
+@dataclass(frozen=True)
+class _Merged:
+    """What a merge decided: the adapters it uses, its own branches' first, and what `merge.json` says of the choice."""
+
+    folders: list[Path]
+    weights: list[float]
+    coefficients: dict[str, Coefficients]
+    chosen: dict[str, Any] = field(default_factory=dict)
+    snapshot: str | None = None
+    norms: Mapping[str, float] = field(default_factory=dict)  # of the changes that the snapshot has
+
+
 def merge(context: Context, iteration: IterationPlan) -> None:
     """Merges the branches' deltas and enters them into the ledger, unless that is done."""
-    directory, number = context.directory, iteration.iteration
-    folders = branch_folders(directory, iteration)
-    adapters = [Adapter.open(folder) for folder in folders]
-    wanted = iteration.merge
+    directory, number, wanted = context.directory, iteration.iteration, iteration.merge
+    adapters = [Adapter.open(folder) for folder in branch_folders(directory, iteration)]
     weights = resolve_weights(wanted["weights"], len(adapters), iteration.tokens, wanted["scale"])
-    options = vars(dense_options(context, iteration))
-    key = digest([[adapter.hashes() for adapter in adapters], wanted["method"], weights, options])
-    if wanted["weights"] == "learned":
-        assert context.selection is not None
-        base = [context.ledger.key(number - 1), vars(context.training_load)]
-        key = digest([key, wanted["learned"], context.selection.key, base])
+    key = _key(context, iteration, [adapter.hashes() for adapter in adapters], weights)
     path = directory.iteration(number) / "merge.json"
     if read_record(path, key) is not None and len(context.ledger.iterations) >= number:
         return
     context.progress.stage(f"iteration {number}: merging {len(adapters)} branches")
     started = time.monotonic()
-    merged = MergedAdapters(adapters, weights, wanted["method"], dense_options(context, iteration))
-    learned: dict[str, Any] = {}
-    snapshot, norms = _snapshot(context, number, merged)
-    if wanted["weights"] == "learned":
-        if wanted["learned"]["scope"] == "run":
-            folders += past_folders(directory, context.plan, number, context.training_load.compute_dtype)
-        adapters = [Adapter.open(folder) for folder in folders]
-        result = _learned(context, iteration, adapters, weights)
-        coefficients, learned["learned"] = result.coefficients, result.record()
-    else:
-        coefficients = merged.all_coefficients()
-    names = [folder.relative_to(directory.root).as_posix() for folder in folders]
-    context.ledger.record(number, names, wanted["method"], coefficients, snapshot)
+    merged = _merged(context, iteration, adapters, weights)
+    names = [folder.relative_to(directory.root).as_posix() for folder in merged.folders]
+    context.ledger.record(number, names, wanted["method"], merged.coefficients, merged.snapshot)
     context.ledger.save()
     record = {
         "iteration": number,
         "method": wanted["method"],
-        "weights": weights,
+        "weights": merged.weights,
+        "outer": wanted["outer"],
         "tokens": iteration.tokens,
         "seconds": time.monotonic() - started,
     }
-    statistics = merge_statistics(adapters, coefficients, len(weights), norms)
-    write_record(path, key, {**record, **statistics, **learned})
+    used = [Adapter.open(folder) for folder in merged.folders]
+    statistics = merge_statistics(used, merged.coefficients, len(adapters), merged.norms)
+    write_record(path, key, {**record, **statistics, **merged.chosen})
+
+
+def _key(
+    context: Context,
+    iteration: IterationPlan,
+    hashes: Sequence[Any],
+    weights: Sequence[float],
+) -> str:
+    wanted, before = iteration.merge, context.ledger.key(iteration.iteration - 1)
+    key = digest([hashes, wanted["method"], weights, vars(dense_options(context, iteration))])
+    if not OuterStep(**wanted["outer"]).is_plain:
+        key = digest([key, wanted["outer"], before])
+    if wanted["weights"] in SELECTED:
+        assert context.selection is not None
+        key = digest([key, wanted["learned"], context.selection.key, [before, vars(context.training_load)]])
+    return key
+
+
+def _merged(
+    context: Context,
+    iteration: IterationPlan,
+    adapters: Sequence[Adapter],
+    weights: list[float],
+) -> _Merged:
+    directory, number, wanted = context.directory, iteration.iteration, iteration.merge
+    folders = branch_folders(directory, iteration)
+    if wanted["weights"] == "learned":
+        if wanted["learned"]["scope"] == "run":
+            folders += past_folders(directory, context.plan, number, context.training_load.compute_dtype)
+        learned = _learned(context, iteration, [Adapter.open(folder) for folder in folders], weights)
+        return _Merged(folders, weights, learned.coefficients, {"learned": learned.record()})
+    merged = MergedAdapters(adapters, weights, wanted["method"], dense_options(context, iteration))
+    coefficients = merged.all_coefficients()
+    outer = OuterStep(**wanted["outer"])
+    if outer.is_plain:
+        return _Merged(folders, weights, coefficients, {}, *_snapshot(context, number, merged))
+    earlier = [branch_folders(directory, one) for one in context.plan.iterations[: number - 1]]
+    past = past_merges(context.ledger, earlier, outer)
+    folders += [folder for one in past for folder in one.folders]
+    return _Merged(folders, weights, outer_update(coefficients, len(adapters), past, outer))
 
 
 def dense_options(context: Context, iteration: IterationPlan) -> DenseOptions:

@@ -124,7 +124,7 @@ def make_plan(recipe: Recipe, slices: Sequence[SlicePlan], *, base_key: str, ear
                     digest([previous, settings]))
             for index in range(start, min(start + recipe.branches, len(slices)))
         )  # fmt: skip
-        iterations.append(IterationPlan(number, branches, recipe.bam.merge.model_dump(mode="json")))
+        iterations.append(IterationPlan(number, branches, merge_settings(recipe)))
         previous = digest([previous, iterations[-1].merge, *(branch.key for branch in branches)])
     return Plan(
         strategy=recipe.strategy,
@@ -155,6 +155,25 @@ def warmup_steps(wanted: float, branch: BranchPlan) -> int:
 def iteration_count(recipe: Recipe) -> int:
     """ceil(N/K): how many merges a run of this recipe makes."""
     return math.ceil(recipe.slices / recipe.branches)
+
+
+def merge_settings(recipe: Recipe) -> dict[str, Any]:
+    """How an iteration is merged and added, in plain values: `bam.merge` with `bam.outer` as its "outer"."""
+    return {**recipe.bam.merge.model_dump(mode="json"), "outer": recipe.bam.outer.model_dump(mode="json")}
+
+
+def describe_merge(merge: Mapping[str, Any]) -> str:
+    """What `merge_settings` says, in one line."""
+    text = f"{merge['method']}, weights {_words(merge['weights'])}"
+    text += f", scale {merge['scale']:g}" if merge["scale"] != 1 else ""
+    outer = merge["outer"]
+    if outer["learning_rate"] != 1 or outer["momentum"]:
+        text += f"; outer learning rate {outer['learning_rate']:g}, momentum {outer['momentum']:g}"
+    return text
+
+
+def _words(weights: str | Sequence[float]) -> str:
+    return weights if isinstance(weights, str) else "/".join(f"{weight:g}" for weight in weights)
 
 
 def derive_seed(seed: int, *path: str | int) -> int:

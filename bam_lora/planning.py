@@ -8,7 +8,7 @@ from typing import Any
 from bam_lora.data import Layout, TrainingSource, prepare, tokenizer_digest
 from bam_lora.errors import UserError
 from bam_lora.merge_weights import resolve_weights
-from bam_lora.plan import Plan, SlicePlan, derive_seed, make_plan, warmup_steps
+from bam_lora.plan import Plan, SlicePlan, derive_seed, describe_merge, make_plan, warmup_steps
 from bam_lora.progress import RunProgress
 from bam_lora.recipe import EvaluationSource, Recipe, Source
 from bam_lora.rundir import RunDirectory, recipe_key
@@ -128,5 +128,6 @@ def describe(plan: Plan) -> str:
     steps = [branch.steps for branch in plan.all_branches()]
     return (
         f"plan: {plan.strategy}, {plan.tokens:,} tokens in {plan.slices} slices, "
-        f"{len(plan.iterations)} iterations of {plan.branches} branches, {sum(steps):,} steps in all"
+        f"{len(plan.iterations)} iterations of {plan.branches} branches, {sum(steps):,} steps in all; "
+        f"merged by {describe_merge(plan.iterations[-1].merge)}"
     )

@@ -7,12 +7,12 @@ the door to all of them. None of it loads torch.
 from __future__ import annotations
 
 from bam_lora.recipe_loading import changed_keys, dump_recipe, load_recipe, recipe_from_dict
+from bam_lora.recipe_merge import LearnedWeights, Outer
 from bam_lora.recipe_models import (
     Bam,
     Data,
     Evaluation,
     Keep,
-    LearnedWeights,
     Lora,
     Merge,
     Quantization,
@@ -32,6 +32,7 @@ __all__ = [
     "LearnedWeights",
     "Lora",
     "Merge",
+    "Outer",
     "Quantization",
     "Recipe",
     "Selection",

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from pydantic import ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from bam_lora import recipe_rules, sft_arguments
+from bam_lora.recipe_merge import LearnedWeights, Outer
 from bam_lora.recipe_sources import EvaluationSource, Section, Source
 from bam_lora.recipe_values import Modules, Weights, findings_error
 
@@ -27,38 +28,6 @@ class Data(Section):
     slicing: Literal["random", "contiguous"] = Field(
         default="random",
         description="How the sequences are dealt out to the slices: shuffled by `seed`, or in their order.",
-    )
-
-
-class LearnedWeights(Section):
-    """How `weights: learned` trains the weights of the average, on the `selection` sets, with the deltas frozen."""
-
-    source_weight: float = Field(
-        default=1.0,
-        ge=0,
-        description="μ: what is minimised is target + μ · source bits per byte; more keeps more and learns less.",
-    )
-    scope: Literal["iteration", "run"] = Field(
-        default="run",
-        description="`iteration`: the weights of the branches being merged; `run`: also corrections to those of "
-        "earlier iterations, the newest first, up to eight branches in all.",
-    )
-    groups: int = Field(
-        default=7,
-        ge=1,
-        description="Numbers per branch and weight: groups of the delta's singular directions, of doubling size; "
-        "1: one number per branch and weight.",
-    )
-    steps: int = Field(default=32, ge=1, description="Steps at the most.")
-    windows: int = Field(
-        default=6, ge=1, description="Windows of the target set, and as many of the source set, a step."
-    )
-    learning_rate: float = Field(default=0.05, gt=0, description="Step size of Adam on the numbers, falling to zero.")
-    held_out: float = Field(
-        default=0.25, gt=0, lt=1, description="Share of the selection documents that only decide which step is kept."
-    )
-    share: float = Field(
-        default=0.035, gt=0, description="Most that it may cost, as a share of the iteration's training tokens."
     )
 
 
@@ -98,6 +67,7 @@ class Bam(Section):
         default=2, ge=1, description="K: number of slices trained apart, then merged, in one iteration."
     )
     merge: Merge = Field(default=Merge(), description="How the branches are merged.")
+    outer: Outer = Field(default=Outer(), description="The step along what they merge to.")
 
 
 class Lora(Section):

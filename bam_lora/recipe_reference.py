@@ -10,8 +10,8 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from bam_lora import recipe_merge, recipe_sources
 from bam_lora import recipe_models as models
-from bam_lora import recipe_sources
 from bam_lora.recipe_problems import describe
 from bam_lora.sft_arguments import OWNED, RENAMED
 from bam_lora.store import write_text
@@ -24,7 +24,8 @@ _SECTIONS: tuple[tuple[str, type[BaseModel]], ...] = (
     ("data.target[], data.replay[]", recipe_sources.Source),
     ("bam", models.Bam),
     ("bam.merge", models.Merge),
-    ("bam.merge.learned", models.LearnedWeights),
+    ("bam.merge.learned", recipe_merge.LearnedWeights),
+    ("bam.outer", recipe_merge.Outer),
     ("lora", models.Lora),
     ("quantization", models.Quantization),
     ("training", models.Training),

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from bam_lora.recipe_models import Bam, Data, Evaluation, Selection
     from bam_lora.recipe_sources import EvaluationSource, Source
 
+SELECTED = ("learned",)  # merge weights that the selection sets choose
+# Those whose merged delta stays in the span of the branches' factors, with one number a branch.
+LOW_RANK_METHODS = ("linear", "slerp", "karcher", "model_stock")
+
 
 def _revision(base: str, revision: str | None) -> list[Finding]:
     if revision is not None and PurePath(base).is_absolute():
@@ -57,12 +61,13 @@ def _local_revisions(place: tuple[str, str], sources: Sequence[Source | Evaluati
 
 def _bam(strategy: str, bam: Bam) -> list[Finding]:
     findings: list[Finding] = []
-    if bam.merge.weights == "learned" and bam.merge.method != "linear":
-        message = f"expected linear, since its weights are learned, found {bam.merge.method}"
+    if bam.merge.weights in SELECTED and bam.merge.method != "linear":
+        message = f"expected linear, since its weights are {bam.merge.weights}, found {bam.merge.method}"
         findings.append((("bam", "merge", "method"), message))
     if bam.merge.method == "breadcrumbs" and bam.merge.density + bam.merge.gamma > 1 + 1e-9:
         message = f"expected at most {1 - bam.merge.gamma:g}, as gamma drops the rest, found {bam.merge.density:g}"
         findings.append((("bam", "merge", "density"), message))
+    findings += _outer(bam)
     if strategy != "bam":
         return findings
     if bam.slices < bam.branches:
@@ -76,6 +81,21 @@ def _bam(strategy: str, bam: Bam) -> list[Finding]:
         message = f"expected a method for {bam.branches} branches, found slerp, which takes two; use karcher"
         findings.append((("bam", "merge", "method"), message))
     return findings
+
+
+def _outer(bam: Bam) -> list[Finding]:
+    if (bam.outer.learning_rate, bam.outer.momentum) == (1, 0):
+        return []
+    if bam.merge.weights in SELECTED:
+        message = (
+            f"expected learning_rate 1 and momentum 0, since `weights: {bam.merge.weights}` chooses the step itself, "
+            "found others"
+        )
+        return [(("bam", "outer"), message)]
+    if bam.merge.method not in LOW_RANK_METHODS:
+        message = f"expected learning_rate 1 and momentum 0, since {bam.merge.method} is not low rank, found others"
+        return [(("bam", "outer"), message)]
+    return []
 
 
 def _evaluation(evaluation: Evaluation) -> list[Finding]:
@@ -107,7 +127,7 @@ def _selection(bam: Bam, selection: Selection, evaluation: Evaluation) -> list[F
     }
     for role, sources in (("target", selection.target), ("source", selection.source)):
         findings += _local_revisions(("selection", role), sources)
-        if not sources and bam.merge.weights == "learned":
+        if not sources and bam.merge.weights in SELECTED:
             message = "expected text to learn the merge weights on, found none; name some that is not in `evaluation`"
             findings.append((("selection", role), message))
         for number, source in enumerate(sources):

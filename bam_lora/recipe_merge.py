@@ -1,0 +1,54 @@
+"""Sections of the recipe about the merge: how its weights are chosen, and the step along it."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from bam_lora.recipe_sources import Section
+
+
+class LearnedWeights(Section):
+    """How `weights: learned` trains the weights of the average, on the `selection` sets, with the deltas frozen."""
+
+    source_weight: float = Field(
+        default=1.0,
+        ge=0,
+        description="μ: what is minimised is target + μ · source bits per byte; more keeps more and learns less.",
+    )
+    scope: Literal["iteration", "run"] = Field(
+        default="run",
+        description="`iteration`: the weights of the branches being merged; `run`: also corrections to those of "
+        "earlier iterations, the newest first, up to eight branches in all.",
+    )
+    groups: int = Field(
+        default=7,
+        ge=1,
+        description="Numbers per branch and weight: groups of the delta's singular directions, of doubling size; "
+        "1: one number per branch and weight.",
+    )
+    steps: int = Field(default=32, ge=1, description="Steps at the most.")
+    windows: int = Field(
+        default=6, ge=1, description="Windows of the target set, and as many of the source set, a step."
+    )
+    learning_rate: float = Field(default=0.05, gt=0, description="Step size of Adam on the numbers, falling to zero.")
+    held_out: float = Field(
+        default=0.25, gt=0, lt=1, description="Share of the selection documents that only decide which step is kept."
+    )
+    share: float = Field(
+        default=0.035, gt=0, description="Most that it may cost, as a share of the iteration's training tokens."
+    )
+
+
+class Outer(Section):
+    """The step along the merged delta: 1 and 0 add it as it is; else DiLoCo's, with Nesterov momentum."""
+
+    learning_rate: float = Field(default=1.0, gt=0, description="lr: factor on the step.")
+    momentum: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="m: how much of the merged deltas of the iterations before, of this run, is added again: "
+        "v = m · v + ΔW, and lr · (ΔW + m · v) is the step.",
+    )
