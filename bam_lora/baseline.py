@@ -115,7 +115,7 @@ def rival_recipe(
     """
     values = copy.deepcopy(probe.resolved())
     values["strategy"] = "single"
-    values["bam"]["merge"].update(weights="uniform", scale=1.0)
+    values["bam"]["merge"].update(weights="uniform", weights_by_module={}, scale=1.0)
     values["bam"]["outer"].update(learning_rate=1.0, momentum=0.0)
     data = values["data"]
     target, replay = ([one["used_tokens"] for one in used if one["role"] == role] for role in ("target", "replay"))

@@ -13,6 +13,7 @@ from bam_lora.checkpoint import Checkpoint, open_checkpoint
 from bam_lora.dense_methods import DENSE_METHODS
 from bam_lora.errors import UserError
 from bam_lora.ledger import LEDGER_FILE
+from bam_lora.module_weights import require_patterns
 from bam_lora.plan import describe_merge, iteration_count, merge_settings
 from bam_lora.quiet import quiet_libraries
 from bam_lora.recipe import EvaluationSource, Recipe, Source
@@ -40,6 +41,7 @@ def check_recipe(recipe: Recipe) -> str:
     tokenizer = load_tokenizer(folder)
     require_fitting_base(recipe.base, folder, tokenizer, recipe.data.sequence_length)
     require_targets(folder, recipe.lora.target_modules)
+    require_patterns(folder, recipe.lora.target_modules, recipe.bam.merge.weights_by_module)
     checkpoint = open_checkpoint(folder)
     lines = [f"base        {recipe.base}: {_parameters(checkpoint):,} parameters"]
     for role, sources in (("target", recipe.data.target), ("replay", recipe.data.replay)):

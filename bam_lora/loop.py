@@ -21,6 +21,7 @@ from bam_lora.interrupt import StopRequest, stop_on_signals
 from bam_lora.ledger import LEDGER_FILE, Ledger
 from bam_lora.machine import use_one_gpu
 from bam_lora.merging import merge
+from bam_lora.module_weights import require_patterns
 from bam_lora.planning import describe, settle_plan
 from bam_lora.progress import RunProgress
 from bam_lora.quiet import quiet, quiet_libraries
@@ -128,6 +129,7 @@ def _prepare(directory: RunDirectory, recipe: Recipe, progress: RunProgress, sto
     tokenizer = load_tokenizer(start)
     require_fitting_base(recipe.base, start, tokenizer, recipe.data.sequence_length)
     require_targets(start, recipe.lora.target_modules)
+    require_patterns(start, recipe.lora.target_modules, recipe.bam.merge.weights_by_module)
     evaluation = evaluation_windows(recipe, tokenizer, directory.evaluation, context_length(start))
     selection = selection_windows(recipe, tokenizer, directory.selection, context_length(start))
     check_selection(selection, evaluation, recipe.bam.merge)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,10 +47,13 @@ class MergedAdapters:
         weights: Sequence[float],
         method: str = "linear",
         options: DenseOptions | None = None,
+        by_name: Mapping[str, Sequence[float]] | None = None,
     ) -> None:
+        """`by_name` has other weights for some of the deltas."""
         _check_shapes(adapters)
         self.adapters = list(adapters)
         self.weights = list(weights)
+        self._by_name = by_name or {}
         self.method = method
         self.options = options or DenseOptions()
         self._by_element = method in DENSE_METHODS
@@ -72,9 +75,13 @@ class MergedAdapters:
         """R of a weight in `names()`: the sum of the ranks of the adapters that change it."""
         return sum(adapter.rank(name) for adapter in self.adapters if name in adapter)
 
+    def weights_of(self, name: str) -> Sequence[float]:
+        """The branches' weights for one of `names()`."""
+        return self._by_name.get(name, self.weights)
+
     def coefficients(self, name: str) -> Coefficients:
         """What the method chooses for one weight."""
-        return self._method([adapter.factors(name) for adapter in self.adapters], self.weights)
+        return self._method([adapter.factors(name) for adapter in self.adapters], self.weights_of(name))
 
     def all_coefficients(self) -> dict[str, Coefficients]:
         """What the method chooses, by weight name, where the result is a low-rank product."""
@@ -85,7 +92,7 @@ class MergedAdapters:
         if self.is_dense(name):
             return None
         factors = [adapter.factors(name) for adapter in self.adapters]
-        return stack(factors, self._method(factors, self.weights))
+        return stack(factors, self._method(factors, self.weights_of(name)))
 
     def is_dense(self, name: str) -> bool:
         """Whether the merged change of a weight is no low-rank product."""
@@ -109,7 +116,7 @@ class MergedAdapters:
             )
         branches = tuple(branch_weight(adapter, name) for adapter in self.adapters)
         prepare = functools.partial(self._prepare, name) if self._by_element else None
-        return DenseChange(branches, tuple(self.weights), prepare)
+        return DenseChange(branches, tuple(self.weights_of(name)), prepare)
 
     def _prepare(self, name: str, delta_of: DeltaOf, blocks: Blocks) -> Combine:
         """The first phase of a method that works element by element: its passes over the deltas."""
@@ -117,7 +124,7 @@ class MergedAdapters:
         def deltas(branch: int) -> Iterator[torch.Tensor]:
             return (delta_of(branch, rows, first) for first, rows in blocks())
 
-        return prepare(self.method, name, deltas, len(self.adapters), self.weights, self.options)
+        return prepare(self.method, name, deltas, len(self.adapters), self.weights_of(name), self.options)
 
     def start_value(self, name: str) -> torch.Tensor | None:
         """None: the delta is added to the base as it is."""

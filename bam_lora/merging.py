@@ -16,6 +16,7 @@ from bam_lora.merge import MergedAdapters
 from bam_lora.merge_learning import branch_folders, learn_merge, past_folders
 from bam_lora.merge_statistics import merge_statistics
 from bam_lora.merge_weights import resolve_weights
+from bam_lora.module_weights import resolve_by_module, weights_by_name
 from bam_lora.outer import OuterStep, outer_update, past_merges
 from bam_lora.plan import IterationPlan
 from bam_lora.recipe_rules import SELECTED
@@ -41,13 +42,14 @@ def merge(context: Context, iteration: IterationPlan) -> None:
     directory, number, wanted = context.directory, iteration.iteration, iteration.merge
     adapters = [Adapter.open(folder) for folder in branch_folders(directory, iteration)]
     weights = resolve_weights(wanted["weights"], len(adapters), iteration.tokens, wanted["scale"])
-    key = _key(context, iteration, [adapter.hashes() for adapter in adapters], weights)
+    by_module = resolve_by_module(wanted["weights_by_module"], len(adapters), iteration.tokens, wanted["scale"])
+    key = _key(context, iteration, [adapter.hashes() for adapter in adapters], weights, by_module)
     path = directory.iteration(number) / "merge.json"
     if read_record(path, key) is not None and len(context.ledger.iterations) >= number:
         return
     context.progress.stage(f"iteration {number}: merging {len(adapters)} branches")
     started = time.monotonic()
-    merged = _merged(context, iteration, adapters, weights)
+    merged = _merged(context, iteration, adapters, weights, by_module)
     names = [folder.relative_to(directory.root).as_posix() for folder in merged.folders]
     context.ledger.record(number, names, wanted["method"], merged.coefficients, merged.snapshot)
     context.ledger.save()
@@ -55,6 +57,7 @@ def merge(context: Context, iteration: IterationPlan) -> None:
         "iteration": number,
         "method": wanted["method"],
         "weights": merged.weights,
+        "weights_by_module": by_module,
         "outer": wanted["outer"],
         "tokens": iteration.tokens,
         "seconds": time.monotonic() - started,
@@ -69,11 +72,12 @@ def _key(
     iteration: IterationPlan,
     hashes: Sequence[Any],
     weights: Sequence[float],
+    by_module: Mapping[str, Sequence[float]],
 ) -> str:
     wanted, before = iteration.merge, context.ledger.key(iteration.iteration - 1)
     key = digest([hashes, wanted["method"], weights, vars(dense_options(context, iteration))])
-    if not OuterStep(**wanted["outer"]).is_plain:
-        key = digest([key, wanted["outer"], before])
+    if by_module or not OuterStep(**wanted["outer"]).is_plain:
+        key = digest([key, list(by_module.items()), wanted["outer"], before])
     if wanted["weights"] in SELECTED:
         assert context.selection is not None
         key = digest([key, wanted["learned"], context.selection.key, [before, vars(context.training_load)]])
@@ -85,6 +89,7 @@ def _merged(
     iteration: IterationPlan,
     adapters: Sequence[Adapter],
     weights: list[float],
+    by_module: Mapping[str, list[float]],
 ) -> _Merged:
     directory, number, wanted = context.directory, iteration.iteration, iteration.merge
     folders = branch_folders(directory, iteration)
@@ -93,7 +98,9 @@ def _merged(
             folders += past_folders(directory, context.plan, number, context.training_load.compute_dtype)
         learned = _learned(context, iteration, [Adapter.open(folder) for folder in folders], weights)
         return _Merged(folders, weights, learned.coefficients, {"learned": learned.record()})
-    merged = MergedAdapters(adapters, weights, wanted["method"], dense_options(context, iteration))
+    names = {name for adapter in adapters for name in adapter.names}
+    options, by_name = dense_options(context, iteration), weights_by_name(names, by_module)
+    merged = MergedAdapters(adapters, weights, wanted["method"], options, by_name)
     coefficients = merged.all_coefficients()
     outer = OuterStep(**wanted["outer"])
     if outer.is_plain:

@@ -165,6 +165,7 @@ def merge_settings(recipe: Recipe) -> dict[str, Any]:
 def describe_merge(merge: Mapping[str, Any]) -> str:
     """What `merge_settings` says, in one line."""
     text = f"{merge['method']}, weights {_words(merge['weights'])}"
+    text += "".join(f", {_words(weights)} for {pattern}" for pattern, weights in merge["weights_by_module"].items())
     text += f", scale {merge['scale']:g}" if merge["scale"] != 1 else ""
     outer = merge["outer"]
     if outer["learning_rate"] != 1 or outer["momentum"]:

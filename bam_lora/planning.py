@@ -8,6 +8,7 @@ from typing import Any
 from bam_lora.data import Layout, TrainingSource, prepare, tokenizer_digest
 from bam_lora.errors import UserError
 from bam_lora.merge_weights import resolve_weights
+from bam_lora.module_weights import resolve_by_module
 from bam_lora.plan import Plan, SlicePlan, derive_seed, describe_merge, make_plan, warmup_steps
 from bam_lora.progress import RunProgress
 from bam_lora.recipe import EvaluationSource, Recipe, Source
@@ -63,6 +64,7 @@ def _require_sense(recipe: Recipe, plan: Plan) -> None:
     for iteration in plan.iterations:
         merge = iteration.merge
         resolve_weights(merge["weights"], len(iteration.branches), iteration.tokens, merge["scale"])
+        resolve_by_module(merge["weights_by_module"], len(iteration.branches), iteration.tokens, merge["scale"])
     for branch in plan.all_branches():
         warmup_steps(recipe.training.warmup_steps, branch)
 

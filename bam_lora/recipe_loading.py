@@ -69,6 +69,9 @@ def dump_recipe(recipe: Recipe) -> str:
     return dump_yaml(recipe.resolved())
 
 
+_ORDERED = "bam.merge.weights_by_module"  # the one mapping whose order has a meaning
+
+
 def changed_keys(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
     """Dotted keys whose values differ between two resolved recipes, such as `data.target.0.tokens`.
 
@@ -84,6 +87,8 @@ def changed_keys(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[st
 
 def _differences(before: Any, after: Any, place: str) -> list[str]:
     if isinstance(before, Mapping) and isinstance(after, Mapping):
+        if place == _ORDERED and list(before) != list(after):
+            return [place]
         names = {*before, *after}
         pairs = [(name, before.get(name, _MISSING), after.get(name, _MISSING)) for name in names]
     elif isinstance(before, list) and isinstance(after, list) and len(before) == len(after):

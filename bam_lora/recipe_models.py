@@ -13,7 +13,7 @@ from pydantic import ConfigDict, Field, ValidationInfo, field_validator, model_v
 from bam_lora import recipe_rules, sft_arguments
 from bam_lora.recipe_merge import LearnedWeights, Outer
 from bam_lora.recipe_sources import EvaluationSource, Section, Source
-from bam_lora.recipe_values import Modules, Weights, findings_error
+from bam_lora.recipe_values import Modules, Weights, WeightsByModule, findings_error
 
 
 class Data(Section):
@@ -52,6 +52,11 @@ class Merge(Section):
         default="uniform",
         description="Weight of each branch: `uniform` (1/K), `tokens` (as each branch's tokens), a list as it is, or "
         "`learned`: trained at each merge on the `selection` sets, starting from 1/K.",
+    )
+    weights_by_module: WeightsByModule = Field(
+        default={},
+        description="Other weights for some of the model's weights: a regular expression for their names, and "
+        "`uniform`, `tokens` or a list; the first that is found in a name counts, `weights` for the rest.",
     )
     learned: LearnedWeights = Field(default=LearnedWeights(), description="How `weights: learned` does it.")
     scale: float = Field(

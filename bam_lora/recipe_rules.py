@@ -67,7 +67,7 @@ def _bam(strategy: str, bam: Bam) -> list[Finding]:
     if bam.merge.method == "breadcrumbs" and bam.merge.density + bam.merge.gamma > 1 + 1e-9:
         message = f"expected at most {1 - bam.merge.gamma:g}, as gamma drops the rest, found {bam.merge.density:g}"
         findings.append((("bam", "merge", "density"), message))
-    findings += _outer(bam)
+    findings += _module_weights(strategy, bam) + _outer(bam)
     if strategy != "bam":
         return findings
     if bam.slices < bam.branches:
@@ -81,6 +81,17 @@ def _bam(strategy: str, bam: Bam) -> list[Finding]:
         message = f"expected a method for {bam.branches} branches, found slerp, which takes two; use karcher"
         findings.append((("bam", "merge", "method"), message))
     return findings
+
+
+def _module_weights(strategy: str, bam: Bam) -> list[Finding]:
+    merge, place = bam.merge, ("bam", "merge", "weights_by_module")
+    if merge.weights_by_module and merge.weights in SELECTED:
+        return [(place, f"expected none beside `weights: {merge.weights}`, found some; leave one of the two out")]
+    return [
+        ((*place, pattern), f"expected one weight per branch ({bam.branches}), found {len(weights)}")
+        for pattern, weights in merge.weights_by_module.items()
+        if strategy == "bam" and isinstance(weights, list) and len(weights) != bam.branches
+    ]
 
 
 def _outer(bam: Bam) -> list[Finding]:

@@ -32,6 +32,8 @@ _UNITS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "t": 10**12}
 _TOKENS = re.compile(r"(\d[\d_]*(?:\.\d+)?)\s*([kmbt]?)", re.IGNORECASE)
 _TOKENS_WORDS = Words("a number of tokens >= 1, such as 500k, 200M, 1.5B or 1_000")
 _MODULES_WORDS = Words("all-linear or a list of module names")
+_GIVEN_WEIGHTS_WORDS = Words("uniform, tokens or a list with one finite number per branch")
+_PATTERN_WORDS = Words("a regular expression, such as self_attn or layers\\.(0|1)\\.")
 _WEIGHTS_WORDS = Words("uniform, tokens, learned or a list with one finite number per branch")
 
 
@@ -72,13 +74,25 @@ def _modules(value: Any) -> Any:
 
 
 def _weights(value: Any) -> Any:
-    if value in ("uniform", "tokens", "learned"):
+    return value if value == "learned" else _given_weights(value, _WEIGHTS_WORDS)
+
+
+def _given_weights(value: Any, words: Words = _GIVEN_WEIGHTS_WORDS) -> Any:
+    if value in ("uniform", "tokens"):
         return value
     if not isinstance(value, list) or not value or not all(is_number(weight) for weight in value):
-        raise wrong_value(_WEIGHTS_WORDS.text)
+        raise wrong_value(words.text)
     if math.fsum(value) == 0.0:
         raise wrong_value("weights whose sum is not zero")
     return [float(weight) for weight in value]
+
+
+def _pattern(value: Any) -> Any:
+    try:
+        re.compile(value)
+    except (re.error, TypeError):
+        raise wrong_value(_PATTERN_WORDS.text) from None
+    return value
 
 
 Tokens = Annotated[
@@ -105,4 +119,16 @@ Weights = Annotated[
             ]
         }
     ),
+]
+Pattern = Annotated[str, BeforeValidator(_pattern), _PATTERN_WORDS]
+GivenWeights = Annotated[
+    Literal["uniform", "tokens"] | list[float],
+    BeforeValidator(_given_weights),
+    _GIVEN_WEIGHTS_WORDS,
+    WithJsonSchema(
+        {"anyOf": [{"enum": ["uniform", "tokens"]}, {"type": "array", "items": {"type": "number"}, "minItems": 1}]}
+    ),
+]
+WeightsByModule = Annotated[
+    dict[Pattern, GivenWeights], Words("a mapping from regular expressions to uniform, tokens or a list of weights")
 ]

@@ -222,6 +222,8 @@ def keep_recipe(directory: RunDirectory, recipe: Recipe) -> None:
 def recipe_key(recipe: Recipe) -> str:
     """Hash of what the plan is made from."""
     values = recipe.resolved()
+    merge = values["bam"]["merge"]
+    merge["weights_by_module"] = list(merge["weights_by_module"].items())  # their order counts, as a mapping's does not
     return digest({name: value for name, value in values.items() if name not in ("output", "keep")})
 
 

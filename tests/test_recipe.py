@@ -35,6 +35,7 @@ def test_defaults():
     merge = made.bam.merge
     assert (merge.method, merge.weights, merge.scale) == ("linear", "uniform", 1.0)
     assert (merge.density, merge.gamma) == (0.5, 0.01)
+    assert merge.weights_by_module == {}
     assert made.bam.outer.model_dump() == {"learning_rate": 1.0, "momentum": 0.0}
     assert made.data.replay == []
     assert made.data.replay_share == 0
