@@ -14,6 +14,7 @@ from bam_lora.loop import run
 from bam_lora.planning import is_source, text_source
 from bam_lora.progress import RunProgress
 from bam_lora.recipe import Recipe, recipe_from_dict
+from bam_lora.recipe_rules import SELECTED
 from bam_lora.report import compare
 from bam_lora.rundir import RunDirectory, recipe_key
 from bam_lora.scoring_sets import selection_windows
@@ -144,7 +145,7 @@ def _rival_of(probe: Recipe, own: RunDirectory) -> tuple[Recipe, str | None]:
     """The single run that the finished probe is set against, and what it lacks of the text that the probe had."""
     plan = read_record(own.plan)
     assert plan is not None, "the probe is finished"
-    texts = _selection_text(probe, own) if probe.bam.merge.weights == "learned" else []
+    texts = _selection_text(probe, own) if probe.bam.merge.weights in SELECTED else []
     rival, added = rival_recipe(probe, plan["data"]["sources"], texts)
     there = sum(tokens for _, tokens in texts)
     if added == there:

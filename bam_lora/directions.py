@@ -76,6 +76,12 @@ class TrainableDelta:
             for k, group in zip(self.index, self.groups, strict=True)
         ]
 
+    def assign(self, weights: Sequence[float]) -> None:
+        """Sets every coefficient of branch k to `weights[k]`."""
+        with torch.no_grad():
+            for k, coefficient in zip(self.index, self.coefficients, strict=True):
+                coefficient.fill_(weights[k])
+
     def per_direction(self) -> torch.Tensor:
         """The coefficients, one for each stacked direction [R]."""
         return torch.cat([c[g] for c, g in zip(self.coefficients, self.groups, strict=True)])

@@ -27,7 +27,7 @@ from bam_lora.selection import ROLES, SelectionWindows
 from bam_lora.views import assert_not_repacked, branch_view
 
 _CHECKS = 4  # looks at what is held out, after the one at the start
-_CHECKING = 0.25  # share of the budget for them
+CHECKING = 0.25  # share of the budget for them
 # float16 gradients of a loss per byte would underflow; to Adam a constant factor is nothing.
 _SCALE = {"float16": 4096.0}
 # Every new shape of a batch costs the backend kernels and memory of its own, so there are few.
@@ -35,25 +35,34 @@ _MULTIPLE = 64
 _FEWEST_STEPS = 8  # below which a step sees fewer windows
 
 
-@dataclass(frozen=True)
-class LearningSettings:
-    """How the weights are learned.
+@dataclass(frozen=True, kw_only=True)
+class Scoring:
+    """How windows are scored: those that make `batch_tokens` with their padding at once, in `dtype`.
 
-    `windows` counts selection windows per role and step; those that make `batch_tokens` with their padding are computed
-    at once. `tokens` is about what all of it may cost, a forward pass alone counted as a third.
+    `source_weight` is μ of the objective, `longest` the tokens of the longest window.
     """
 
     source_weight: float
+    batch_tokens: int
+    dtype: str
+    longest: int = 0  # found once the windows are known
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearningSettings(Scoring):
+    """How the weights are learned.
+
+    `windows` counts selection windows per role and step. `tokens` is about what all of it may cost, a forward pass
+    alone counted as a third.
+    """
+
     groups: int
     steps: int
     windows: int
     learning_rate: float
     tokens: int
     seed: int
-    batch_tokens: int
-    dtype: str
     checkpointing: bool
-    longest: int = 0  # tokens of the longest window, found by `learn_weights`
 
 
 @dataclass(frozen=True)
@@ -115,7 +124,7 @@ def learn_weights(
         name: TrainableDelta(factors, start, settings.groups, dtype, model.device) for name, factors in branches.items()
     }
     parameters = [parameter for delta in deltas.values() for parameter in delta.coefficients]
-    with _added(view, deltas):
+    with added_deltas(view, deltas):
         history, best = _descend(view, parameters, selection, settings, on_step)
     assert_not_repacked(view)
     coefficients = {name: delta.resolved() for name, delta in deltas.items()}
@@ -128,10 +137,10 @@ def _within_budget(
     settings: LearningSettings, selection: SelectionWindows
 ) -> tuple[LearningSettings, SelectionWindows]:
     """Fewer steps, then smaller ones, and fewer held-out windows, so that all of it costs about `settings.tokens`."""
-    for_checks = settings.tokens * _CHECKING / (_CHECKS + 1) * 3 / len(ROLES)
-    held_out = {role: _first(windows, for_checks) for role, windows in selection.held_out.items()}
+    for_checks = settings.tokens * CHECKING / (_CHECKS + 1) * 3 / len(ROLES)
+    held_out = {role: first_windows(windows, for_checks) for role, windows in selection.held_out.items()}
     pair = sum(_mean_length(windows) for windows in selection.train.values())
-    pairs = settings.tokens * (1 - _CHECKING) / pair
+    pairs = settings.tokens * (1 - CHECKING) / pair
     windows = min(settings.windows, max(1, int(pairs / _FEWEST_STEPS)))
     steps = min(settings.steps, max(_FEWEST_STEPS, int(pairs / windows)))
     parts = (*selection.train.values(), *selection.held_out.values())
@@ -140,7 +149,8 @@ def _within_budget(
     return fitting, SelectionWindows(selection.train, held_out)
 
 
-def _first(windows: Sequence[Window], tokens: float) -> Sequence[Window]:
+def first_windows(windows: Sequence[Window], tokens: float) -> Sequence[Window]:
+    """The first windows that make about so many tokens, at least one."""
     total, count = 0, 0
     while count < len(windows) and (count == 0 or total + windows[count].length <= tokens):
         total += windows[count].length
@@ -153,7 +163,8 @@ def _mean_length(windows: Sequence[Window]) -> float:
 
 
 @contextlib.contextmanager
-def _added(view: Any, deltas: Mapping[str, TrainableDelta]) -> Iterator[None]:
+def added_deltas(view: Any, deltas: Mapping[str, TrainableDelta]) -> Iterator[None]:
+    """The model with the deltas added to its linear modules, for as long as this lasts."""
     handles = [
         view.get_submodule(name.removesuffix(".weight")).register_forward_hook(delta) for name, delta in deltas.items()
     ]
@@ -175,7 +186,7 @@ def _descend(
     optimizer = torch.optim.Adam(parameters, lr=settings.learning_rate, betas=(0.9, 0.95))
     draws = {role: _draw(windows, settings, role) for role, windows in selection.train.items()}
     looks = {max(1, round(settings.steps * (i + 1) / _CHECKS)) for i in range(_CHECKS)}
-    history = [_check(view, selection, settings, 0)]
+    history = [{"step": 0, **score_roles(view, selection.held_out, settings)}]
     best, kept = 0, [parameter.detach().clone() for parameter in parameters]
     for step in range(1, settings.steps + 1):
         on_step(step, settings.steps)
@@ -186,7 +197,7 @@ def _descend(
         optimizer.step()
         optimizer.zero_grad()
         if step in looks:
-            history.append(_check(view, selection, settings, step))
+            history.append({"step": step, **score_roles(view, selection.held_out, settings)})
             if history[-1]["objective"] < history[best]["objective"]:
                 best, kept = len(history) - 1, [parameter.detach().clone() for parameter in parameters]
     with torch.no_grad():
@@ -221,13 +232,14 @@ def _backward(view: Any, windows: Sequence[Window], weight: float, settings: Lea
         (_SCALE.get(settings.dtype, 1.0) * weight * bits / size).backward()
 
 
-def _check(view: Any, selection: SelectionWindows, settings: LearningSettings, step: int) -> dict[str, float]:
+def score_roles(view: Any, text: Mapping[str, Sequence[Window]], settings: Scoring) -> dict[str, float]:
+    """Bits per byte of a model on windows by role, and target + μ · source: {"target", "source", "objective"}."""
     values = {}
     with torch.no_grad():
-        for role, windows in selection.held_out.items():
+        for role, windows in text.items():
             bits = sum(float(_bits(view, rows, settings)) for rows in _batches(windows, settings))
             values[role] = bits / sum(window.size_bytes for window in windows)
-    return {"step": step, **values, "objective": values["target"] + settings.source_weight * values["source"]}
+    return {**values, "objective": values["target"] + settings.source_weight * values["source"]}
 
 
 def _padded(length: int, longest: int) -> int:
@@ -235,7 +247,7 @@ def _padded(length: int, longest: int) -> int:
     return min(longest, -(-length // _MULTIPLE) * _MULTIPLE)
 
 
-def _batches(windows: Sequence[Window], settings: LearningSettings) -> Iterator[Sequence[Window]]:
+def _batches(windows: Sequence[Window], settings: Scoring) -> Iterator[Sequence[Window]]:
     """Windows of like length together, the longest first, at most so many tokens with their padding, at least one."""
     rows: list[Window] = []
     for window in sorted(windows, key=lambda window: -window.length):
@@ -246,7 +258,7 @@ def _batches(windows: Sequence[Window], settings: LearningSettings) -> Iterator[
     yield rows
 
 
-def _bits(view: Any, rows: Sequence[Window], settings: LearningSettings) -> torch.Tensor:
+def _bits(view: Any, rows: Sequence[Window], settings: Scoring) -> torch.Tensor:
     """Bits of the scored tokens of a batch of windows."""
     ids, mask = pad_windows(rows, 0, _padded(rows[0].length, settings.longest))
     labels = torch.full_like(ids, -100)

@@ -1,4 +1,4 @@
-"""Learned weights for one merge of a run: which branches take part, and the settings that the recipe gives.
+"""Learned or searched weights for one merge of a run: which branches take part, and the settings of the recipe.
 
 Also for a finished run, to see what its last merge would have been with another μ (`bam-lora shrink --source-weight`).
 """
@@ -12,6 +12,7 @@ from typing import Any
 from bam_lora.adapters import Adapter, Factors
 from bam_lora.branch import ADAPTER
 from bam_lora.learned_weights import LearnedWeights, LearningSettings, learn_weights
+from bam_lora.merge_search import SearchedWeights, SearchSettings, search_weights
 from bam_lora.plan import IterationPlan, Plan, derive_seed
 from bam_lora.recipe import Recipe
 from bam_lora.rundir import RunDirectory
@@ -100,3 +101,28 @@ def learn_merge(
     start = [*weights, *[0.0] * (len(adapters) - len(weights))]
     parts = split_selection(selection, wanted["held_out"], seed)
     return learn_weights(model, _Factors(adapters), start, parts, settings, on_step=on_step)
+
+
+def search_merge(
+    model: Any,
+    adapters: Sequence[Adapter],
+    weights: Sequence[float],
+    selection: Windowed,
+    recipe: Recipe,
+    iteration: IterationPlan,
+    wanted: Mapping[str, Any],
+    *,
+    on_step: Callable[[int, int], None],
+) -> SearchedWeights:
+    """Searches the weights of one merge by the selection sets; `wanted` is `bam.merge.search`, the rest as above."""
+    settings = SearchSettings(
+        source_weight=wanted["source_weight"],
+        scales=wanted["scales"],
+        evaluations=wanted["evaluations"],
+        tokens=int(wanted["share"] * sum(iteration.tokens)),
+        batch_tokens=recipe.training.per_device_train_batch_size * recipe.data.sequence_length,
+        dtype=recipe.quantization.compute_dtype,
+    )
+    seed = derive_seed(recipe.seed, "searched weights", iteration.iteration)
+    parts = split_selection(selection, wanted["held_out"], seed)
+    return search_weights(model, _Factors(adapters), weights, parts, settings, on_step=on_step)

@@ -18,9 +18,9 @@ def resolve_weights(
     """Turns a recipe's weights into one number per branch.
 
     Args:
-        weights: "uniform" (1/K each; also what "learned" starts from), "tokens" (proportional to the tokens trained
-            on, sum 1), or numbers that are used as they are; of a longer list (a short last group) the first K,
-            rescaled to keep the list's sum.
+        weights: "uniform" (1/K each; also what "learned" and "search" start from), "tokens" (proportional to the
+            tokens trained on, sum 1), or numbers that are used as they are; of a longer list (a short last group) the
+            first K, rescaled to keep the list's sum.
         branches: K.
         tokens: Tokens per branch, for "tokens".
         scale: Multiplies all of them.
@@ -33,7 +33,7 @@ def resolve_weights(
     """
     if branches < 1:
         raise _weight_error("at least one branch", f"{branches}")
-    if weights in ("uniform", "learned"):
+    if weights in ("uniform", "learned", "search"):
         values = [1.0 / branches] * branches
     elif weights == "tokens":
         values = _token_weights(branches, tokens)

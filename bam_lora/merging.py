@@ -13,7 +13,8 @@ from bam_lora.coefficients import Coefficients
 from bam_lora.dense_methods import DenseOptions
 from bam_lora.learned_weights import LearnedWeights
 from bam_lora.merge import MergedAdapters
-from bam_lora.merge_learning import branch_folders, learn_merge, past_folders
+from bam_lora.merge_learning import branch_folders, learn_merge, past_folders, search_merge
+from bam_lora.merge_search import SearchedWeights
 from bam_lora.merge_statistics import merge_statistics
 from bam_lora.merge_weights import resolve_weights
 from bam_lora.module_weights import resolve_by_module, weights_by_name
@@ -80,7 +81,8 @@ def _key(
         key = digest([key, list(by_module.items()), wanted["outer"], before])
     if wanted["weights"] in SELECTED:
         assert context.selection is not None
-        key = digest([key, wanted["learned"], context.selection.key, [before, vars(context.training_load)]])
+        settings = wanted["learned" if wanted["weights"] == "learned" else "search"]
+        key = digest([key, settings, context.selection.key, [before, vars(context.training_load)]])
     return key
 
 
@@ -98,17 +100,21 @@ def _merged(
             folders += past_folders(directory, context.plan, number, context.training_load.compute_dtype)
         learned = _learned(context, iteration, [Adapter.open(folder) for folder in folders], weights)
         return _Merged(folders, weights, learned.coefficients, {"learned": learned.record()})
+    chosen = {}
+    if wanted["weights"] == "search":
+        searched = _searched(context, iteration, adapters, weights)
+        weights, chosen["searched"] = searched.weights, searched.record()
     names = {name for adapter in adapters for name in adapter.names}
     options, by_name = dense_options(context, iteration), weights_by_name(names, by_module)
     merged = MergedAdapters(adapters, weights, wanted["method"], options, by_name)
     coefficients = merged.all_coefficients()
     outer = OuterStep(**wanted["outer"])
     if outer.is_plain:
-        return _Merged(folders, weights, coefficients, {}, *_snapshot(context, number, merged))
+        return _Merged(folders, weights, coefficients, chosen, *_snapshot(context, number, merged))
     earlier = [branch_folders(directory, one) for one in context.plan.iterations[: number - 1]]
     past = past_merges(context.ledger, earlier, outer)
     folders += [folder for one in past for folder in one.folders]
-    return _Merged(folders, weights, outer_update(coefficients, len(adapters), past, outer))
+    return _Merged(folders, weights, outer_update(coefficients, len(adapters), past, outer), chosen)
 
 
 def dense_options(context: Context, iteration: IterationPlan) -> DenseOptions:
@@ -146,4 +152,24 @@ def _learned(
     context.progress.say(
         f"iteration {number}: merge weights learned, held-out target {last['target']:.4f}, source {last['source']:.4f}"
     )
+    return result
+
+
+def _searched(
+    context: Context, iteration: IterationPlan, adapters: Sequence[Adapter], weights: Sequence[float]
+) -> SearchedWeights:
+    assert context.selection is not None
+    number = iteration.iteration
+
+    def on_step(step: int, steps: int) -> None:
+        context.stop.check()
+        context.progress.stage(f"iteration {number}: searching the merge weights, {step} of at most {steps}")
+
+    result = search_merge(
+        context.model(number - 1, context.training_load),
+        adapters, weights, context.selection, context.recipe, iteration, iteration.merge["search"],
+        on_step=on_step,
+    )  # fmt: skip
+    found = "/".join(f"{weight:g}" for weight in result.weights)
+    context.progress.say(f"iteration {number}: merge weights {found}, of {len(result.trials)} candidates")
     return result

@@ -7,7 +7,7 @@ the door to all of them. None of it loads torch.
 from __future__ import annotations
 
 from bam_lora.recipe_loading import changed_keys, dump_recipe, load_recipe, recipe_from_dict
-from bam_lora.recipe_merge import LearnedWeights, Outer
+from bam_lora.recipe_merge import LearnedWeights, Outer, SearchedWeights
 from bam_lora.recipe_models import (
     Bam,
     Data,
@@ -35,6 +35,7 @@ __all__ = [
     "Outer",
     "Quantization",
     "Recipe",
+    "SearchedWeights",
     "Selection",
     "Source",
     "Training",

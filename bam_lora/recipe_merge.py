@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from bam_lora.recipe_sources import Section
+from bam_lora.recipe_values import Scales
 
 
 class LearnedWeights(Section):
@@ -35,6 +36,32 @@ class LearnedWeights(Section):
     learning_rate: float = Field(default=0.05, gt=0, description="Step size of Adam on the numbers, falling to zero.")
     held_out: float = Field(
         default=0.25, gt=0, lt=1, description="Share of the selection documents that only decide which step is kept."
+    )
+    share: float = Field(
+        default=0.035, gt=0, description="Most that it may cost, as a share of the iteration's training tokens."
+    )
+
+
+class SearchedWeights(Section):
+    """How `weights: search` tries weights of the average, one number a branch, on the `selection` sets."""
+
+    source_weight: float = Field(
+        default=1.0,
+        ge=0,
+        description="μ: what is lowest wins, of target + μ · source bits per byte; more keeps more and learns less.",
+    )
+    scales: Scales = Field(default=[0.7, 0.85, 1.0, 1.2], description="Factors on the sum of the weights to try.")
+    evaluations: int = Field(
+        default=24,
+        ge=2,
+        description="Candidates to score at the most, with the plain average: two branches: a grid of shares and "
+        "`scales`; more: the scales, then steps along each branch's share.",
+    )
+    held_out: float = Field(
+        default=0.25,
+        gt=0,
+        lt=1,
+        description="Share of the selection documents that only decide between the best and the plain average.",
     )
     share: float = Field(
         default=0.035, gt=0, description="Most that it may cost, as a share of the iteration's training tokens."

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from pydantic import ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from bam_lora import recipe_rules, sft_arguments
-from bam_lora.recipe_merge import LearnedWeights, Outer
+from bam_lora.recipe_merge import LearnedWeights, Outer, SearchedWeights
 from bam_lora.recipe_sources import EvaluationSource, Section, Source
 from bam_lora.recipe_values import Modules, Weights, WeightsByModule, findings_error
 
@@ -50,8 +50,9 @@ class Merge(Section):
     gamma: float = Field(default=0.01, ge=0, lt=1, description="Share of the largest elements that breadcrumbs drops.")
     weights: Weights = Field(
         default="uniform",
-        description="Weight of each branch: `uniform` (1/K), `tokens` (as each branch's tokens), a list as it is, or "
-        "`learned`: trained at each merge on the `selection` sets, starting from 1/K.",
+        description="Weight of each branch: `uniform` (1/K), `tokens` (as each branch's tokens), a list as it is, "
+        "`learned`: trained at each merge on the `selection` sets, starting from 1/K; or `search`: the best of a few "
+        "candidates by the same sets.",
     )
     weights_by_module: WeightsByModule = Field(
         default={},
@@ -59,8 +60,9 @@ class Merge(Section):
         "`uniform`, `tokens` or a list; the first that is found in a name counts, `weights` for the rest.",
     )
     learned: LearnedWeights = Field(default=LearnedWeights(), description="How `weights: learned` does it.")
+    search: SearchedWeights = Field(default=SearchedWeights(), description="How `weights: search` does it.")
     scale: float = Field(
-        default=1.0, gt=0, description="Factor on the merged delta; on what learned weights start from."
+        default=1.0, gt=0, description="Factor on the merged delta; on what learned and searched weights start from."
     )
 
 

@@ -25,6 +25,7 @@ _SECTIONS: tuple[tuple[str, type[BaseModel]], ...] = (
     ("bam", models.Bam),
     ("bam.merge", models.Merge),
     ("bam.merge.learned", recipe_merge.LearnedWeights),
+    ("bam.merge.search", recipe_merge.SearchedWeights),
     ("bam.outer", recipe_merge.Outer),
     ("lora", models.Lora),
     ("quantization", models.Quantization),

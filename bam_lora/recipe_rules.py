@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from bam_lora.recipe_models import Bam, Data, Evaluation, Selection
     from bam_lora.recipe_sources import EvaluationSource, Source
 
-SELECTED = ("learned",)  # merge weights that the selection sets choose
+SELECTED = ("learned", "search")  # merge weights that the selection sets choose
 # Those whose merged delta stays in the span of the branches' factors, with one number a branch.
 LOW_RANK_METHODS = ("linear", "slerp", "karcher", "model_stock")
 
@@ -62,7 +62,8 @@ def _local_revisions(place: tuple[str, str], sources: Sequence[Source | Evaluati
 def _bam(strategy: str, bam: Bam) -> list[Finding]:
     findings: list[Finding] = []
     if bam.merge.weights in SELECTED and bam.merge.method != "linear":
-        message = f"expected linear, since its weights are {bam.merge.weights}, found {bam.merge.method}"
+        how = "learned" if bam.merge.weights == "learned" else "searched"
+        message = f"expected linear, since its weights are {how}, found {bam.merge.method}"
         findings.append((("bam", "merge", "method"), message))
     if bam.merge.method == "breadcrumbs" and bam.merge.density + bam.merge.gamma > 1 + 1e-9:
         message = f"expected at most {1 - bam.merge.gamma:g}, as gamma drops the rest, found {bam.merge.density:g}"
@@ -139,7 +140,8 @@ def _selection(bam: Bam, selection: Selection, evaluation: Evaluation) -> list[F
     for role, sources in (("target", selection.target), ("source", selection.source)):
         findings += _local_revisions(("selection", role), sources)
         if not sources and bam.merge.weights in SELECTED:
-            message = "expected text to learn the merge weights on, found none; name some that is not in `evaluation`"
+            what = "learn the merge weights on" if bam.merge.weights == "learned" else "search the merge weights by"
+            message = f"expected text to {what}, found none; name some that is not in `evaluation`"
             findings.append((("selection", role), message))
         for number, source in enumerate(sources):
             if _text_of(source) in tested:

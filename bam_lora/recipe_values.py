@@ -34,7 +34,8 @@ _TOKENS_WORDS = Words("a number of tokens >= 1, such as 500k, 200M, 1.5B or 1_00
 _MODULES_WORDS = Words("all-linear or a list of module names")
 _GIVEN_WEIGHTS_WORDS = Words("uniform, tokens or a list with one finite number per branch")
 _PATTERN_WORDS = Words("a regular expression, such as self_attn or layers\\.(0|1)\\.")
-_WEIGHTS_WORDS = Words("uniform, tokens, learned or a list with one finite number per branch")
+_SCALES_WORDS = Words("a list of numbers > 0")
+_WEIGHTS_WORDS = Words("uniform, tokens, learned, search or a list with one finite number per branch")
 
 
 def wrong_value(expected: str) -> PydanticCustomError:
@@ -74,7 +75,7 @@ def _modules(value: Any) -> Any:
 
 
 def _weights(value: Any) -> Any:
-    return value if value == "learned" else _given_weights(value, _WEIGHTS_WORDS)
+    return value if value in ("learned", "search") else _given_weights(value, _WEIGHTS_WORDS)
 
 
 def _given_weights(value: Any, words: Words = _GIVEN_WEIGHTS_WORDS) -> Any:
@@ -85,6 +86,12 @@ def _given_weights(value: Any, words: Words = _GIVEN_WEIGHTS_WORDS) -> Any:
     if math.fsum(value) == 0.0:
         raise wrong_value("weights whose sum is not zero")
     return [float(weight) for weight in value]
+
+
+def _scales(value: Any) -> Any:
+    if not isinstance(value, list) or not value or not all(is_number(scale) and scale > 0 for scale in value):
+        raise wrong_value(_SCALES_WORDS.text)
+    return [float(scale) for scale in value]
 
 
 def _pattern(value: Any) -> Any:
@@ -108,17 +115,23 @@ Modules = Annotated[
     WithJsonSchema({"anyOf": [{"const": "all-linear"}, {"type": "array", "items": {"type": "string"}, "minItems": 1}]}),
 ]
 Weights = Annotated[
-    Literal["uniform", "tokens", "learned"] | list[float],
+    Literal["uniform", "tokens", "learned", "search"] | list[float],
     BeforeValidator(_weights),
     _WEIGHTS_WORDS,
     WithJsonSchema(
         {
             "anyOf": [
-                {"enum": ["uniform", "tokens", "learned"]},
+                {"enum": ["uniform", "tokens", "learned", "search"]},
                 {"type": "array", "items": {"type": "number"}, "minItems": 1},
             ]
         }
     ),
+]
+Scales = Annotated[
+    list[float],
+    BeforeValidator(_scales),
+    _SCALES_WORDS,
+    WithJsonSchema({"type": "array", "items": {"type": "number", "exclusiveMinimum": 0}, "minItems": 1}),
 ]
 Pattern = Annotated[str, BeforeValidator(_pattern), _PATTERN_WORDS]
 GivenWeights = Annotated[

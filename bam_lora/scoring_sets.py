@@ -9,6 +9,7 @@ from bam_lora.base import Loading
 from bam_lora.errors import UserError
 from bam_lora.planning import text_source
 from bam_lora.recipe import Evaluation, Merge, Recipe, Selection
+from bam_lora.recipe_rules import SELECTED
 from bam_lora.scoring import SetSource, Windowed, prepare_evaluation
 from bam_lora.selection import split_selection
 
@@ -56,12 +57,14 @@ def check_selection(selection: Windowed | None, evaluation: Windowed | None, mer
     """Checks what would only fail after an iteration of training, or flatter the result.
 
     Raises:
-        UserError: If the merge weights are to be learned from too little text, or from text that is also scored.
+        UserError: If the merge weights are to be learned or searched by too little text, or by text that is also
+            scored.
     """
     if selection is None:
         return
-    if merge.weights == "learned":
-        split_selection(selection, merge.learned.held_out, 0)
+    if merge.weights in SELECTED:
+        held_out = merge.learned.held_out if merge.weights == "learned" else merge.search.held_out
+        split_selection(selection, held_out, 0)
     scored = {text: part.name for part in (evaluation.sets if evaluation else ()) for text in part.documents}
     for part in selection.sets:
         shared = [text for text in part.documents if text in scored]

@@ -118,7 +118,7 @@ def test_wrong_values_are_one_line_each(sections, expected):
     assert message(**sections) == expected
 
 
-WEIGHTS = "expected uniform, tokens, learned or a list with one finite number per branch"
+WEIGHTS = "expected uniform, tokens, learned, search or a list with one finite number per branch"
 
 
 @pytest.mark.parametrize(

@@ -218,6 +218,7 @@ def _iteration(
         "method": merge.get("method"),
         "coefficients": merge.get("weights"),
         "learned": merge.get("learned"),
+        "searched": merge.get("searched"),
         "delta_norm": fold.get("delta_norm"),
         "weight_norm": fold.get("weight_norm"),
         "measured": _measured(scores_of(evaluations, number), summary),

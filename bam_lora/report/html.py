@@ -14,6 +14,7 @@ from bam_lora.report.envelope_text import alone, envelope_sentences, envelope_ta
 from bam_lora.report.figure import MANY_RUNS
 from bam_lora.report.figures import figures, run_figures
 from bam_lora.report.learned import learned_sections
+from bam_lora.report.searched import searched_sections
 from bam_lora.report.verdict import verdict
 
 Report = Mapping[str, Any]
@@ -44,7 +45,7 @@ def render_html(reports: Sequence[Report], comparison: Mapping[str, Any] | None)
         figures=figures(reports, comparison),
         run_figures=run_figures(reports),
         fold_runs=len(reports) > MANY_RUNS,
-        learned=learned_sections(reports),
+        learned=[*learned_sections(reports), *searched_sections(reports)],
         samples=_samples(reports),
         details=[
             tables.scores_table(reports),
