@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import argparse
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -119,10 +119,12 @@ def _cell(text: str) -> str:
     return " ".join(text.split()).replace("|", "\\|")
 
 
-def main(arguments: list[str]) -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Writes the reference to the file named, or to docs/recipe.md beside the package."""
-    write_text(Path(arguments[0]) if arguments else _DEFAULT_FILE, reference())
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("file", nargs="?", type=Path, default=_DEFAULT_FILE)
+    write_text(parser.parse_args(arguments).file, reference())
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()
