@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from bam_lora.folding import fold as fold
     from bam_lora.ledger import Ledger as Ledger
     from bam_lora.loop import run as run
-    from bam_lora.merge import merge_adapters as merge_adapters
+    from bam_lora.merged_adapter import merge_adapters as merge_adapters
     from bam_lora.recipe import Recipe as Recipe
     from bam_lora.recipe import load_recipe as load_recipe
 
@@ -27,7 +27,7 @@ _HOME = {
     "export_adapter": "bam_lora.export",
     "fold": "bam_lora.folding",
     "load_recipe": "bam_lora.recipe",
-    "merge_adapters": "bam_lora.merge",
+    "merge_adapters": "bam_lora.merged_adapter",
     "run": "bam_lora.loop",
 }
 __all__ = ["__version__", *sorted(_HOME)]

@@ -21,7 +21,7 @@ from bam_lora.safetensors_stream import Header, TensorRecord
 Read = Callable[[TensorRecord], torch.Tensor]
 
 _FLOATING = ("F64", "F32", "F16", "BF16")
-_PREFIX = "base_model.model."
+PREFIX = "base_model.model."
 _KINDS = {
     "factor": re.compile(r"(?P<module>.+)\.lora_(?P<half>[AB])\.weight"),
     "bias": re.compile(r"(?P<module>.+)\.lora_(?P<half>B)\.bias"),
@@ -33,7 +33,7 @@ _KINDS = {
 # What PEFT leaves aside when it loads a tensor of this kind and the configuration does not say so.
 _SAID_BY = {"bias": "lora_bias", "magnitude": "use_dora", "tokens": "trainable_token_indices"}
 # The order in which modules of fused experts define their parameters, which is the order of PEFT's nested wrappers.
-_FUSED_ORDER = ("gate_up_proj", "down_proj")
+FUSED_ORDER = ("gate_up_proj", "down_proj")
 # Input embeddings and output heads, which PEFT saves whole when the vocabulary was resized or they are adapted.
 EMBEDDINGS = ("embed_tokens", "wte", "embed_in", "word_embeddings", "tok_embeddings")
 HEADS = ("lm_head", "embed_out")
@@ -44,7 +44,8 @@ class LowRank:
     """Where the factors of scaling · B_or · A_ri lie, and how.
 
     `layout`: "linear" A (r, i), B (o, r); "embedding" A (r, o), B (i, r), whose product is the transpose; "bias" a
-    vector, B (o,) and no A; "expert" A (E·r, i), B (o, r·E), of which `expert` is one.
+    vector, B (o,) and no A; "expert" A (E·r, i), B (o, r·E), of which `expert` is one. `by_parameter`: adapted through
+    `target_parameters`, not as a module.
     """
 
     B: TensorRecord
@@ -53,6 +54,7 @@ class LowRank:
     layout: Literal["linear", "embedding", "bias", "expert"] = "linear"
     expert: int = 0
     experts: int = 1
+    by_parameter: bool = False
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -187,7 +189,7 @@ def _lost(path: Path, key: str, value: object) -> UserError:
 
 def _kind(config: Mapping[str, Any], path: Path, record: TensorRecord) -> tuple[str, str]:
     """(kind of tensor, module or weight name, with the half of a pair)."""
-    name = record.name.removeprefix(_PREFIX)
+    name = record.name.removeprefix(PREFIX)
     if name != record.name:
         for kind, pattern in _KINDS.items():
             match = pattern.fullmatch(name)
@@ -241,10 +243,11 @@ def _pair(
     scaling = scaling_of(path, config, parameter or module)
     if parameter and experts > 1:
         return {
-            f"{parameter}[{e}]": Entry(LowRank(B, A, scaling, "expert", e, experts)) for e in range(experts)
+            f"{parameter}[{e}]": Entry(LowRank(B, A, scaling, "expert", e, experts, True)) for e in range(experts)
         }  # fmt: skip
     name = parameter or f"{module}.weight"
-    return {name: Entry(LowRank(B, A, scaling, "linear" if kind == "factor" else "embedding"))}
+    layout: Literal["linear", "embedding"] = "linear" if kind == "factor" else "embedding"
+    return {name: Entry(LowRank(B, A, scaling, layout, by_parameter=parameter is not None))}
 
 
 def _fused_parameter(weights: Path, config: Mapping[str, Any], module: str, A: TensorRecord) -> str | None:
@@ -259,7 +262,7 @@ def _fused_parameter(weights: Path, config: Mapping[str, Any], module: str, A: T
     named = [str(target) for target in config.get("target_parameters") or ()]
     paths = [target.rpartition(".") for target in named]
     own = {last for above, _, last in paths if not above or f".{module}".endswith(f".{above}")}
-    fused = [name for name in _FUSED_ORDER if name in own]
+    fused = [name for name in FUSED_ORDER if name in own]
     if module.endswith("experts") and fused:
         if depth < len(fused):
             return f"{module}.{fused[len(fused) - 1 - depth]}"

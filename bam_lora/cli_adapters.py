@@ -25,6 +25,7 @@ Method_ = Annotated[
 Density_ = Annotated[float, typer.Option(help="Share of each delta's elements that ties, dare and breadcrumbs keep.")]
 Gamma_ = Annotated[float, typer.Option(help="Share of the largest elements that breadcrumbs drops.")]
 Seed_ = Annotated[int, typer.Option(help="Of dare_linear, dare_ties and stochastic rounding.")]
+MergeSeed_ = Annotated[int, typer.Option(help="Of dare_linear and dare_ties.")]
 AnyBase_ = Annotated[bool, typer.Option("--any-base", help="Allow adapters that name another base.")]
 
 
@@ -33,18 +34,32 @@ def merge(
     output: Annotated[Path, typer.Option(help="New folder for the merged adapter.")],
     weight: Weights_ = None,
     method: Method_ = "linear",
+    rank: Annotated[
+        int | None, typer.Option(help="Keep this rank, and say the error. Needed for methods element by element.")
+    ] = None,
+    density: Density_ = 0.5,
+    gamma: Gamma_ = 0.01,
+    seed: MergeSeed_ = 0,
     any_base: AnyBase_ = False,
 ) -> None:
     """Merges LoRA adapters into one exact adapter: ΔW = Σ weight · scaling · B·A, stacked along the rank.
 
+    With --rank the largest singular directions of each weight's ΔW are kept and the error is said.
+
     Example: bam-lora merge --adapter a --adapter b --weight 0.7 --weight 0.3 --output merged
     """
-    from bam_lora.merge import merge_adapters
+    from bam_lora.dense_methods import DenseOptions
+    from bam_lora.merged_adapter import merge_adapters
 
-    statistics = merge_adapters(adapter, output, weights=weight, method=method, any_base=any_base)
+    options = DenseOptions(density, gamma, seed)
+    statistics = merge_adapters(
+        adapter, output, weights=weight, method=method, rank=rank, any_base=any_base, options=options
+    )
     norms = ", ".join(f"{norm:.4g}" for norm in statistics["delta_norms"])
     cosine = "" if statistics["cosine"] is None else f", cosine {statistics['cosine']:.4f}"
     typer.echo(f"{output}: |ΔW| {statistics['merged_norm']:.4g} from {norms}{cosine}")
+    if rank is not None:
+        _echo_error(statistics)
 
 
 def fold(
@@ -108,6 +123,11 @@ def _echo_verified(verified: dict[str, Any]) -> None:
     )
 
 
+def _echo_error(facts: dict[str, Any]) -> None:
+    worst = max(facts["errors"], key=lambda name: facts["errors"][name])
+    typer.echo(f"relative error of the delta {facts['error']:.2%}; most in {worst}: {facts['errors'][worst]:.2%}")
+
+
 def export(
     run_directory: Run_,
     output: Annotated[Path, typer.Option(help="New folder for the adapter.")],
@@ -126,5 +146,4 @@ def export(
     facts = export_adapter(run_directory, output, rank=rank, scale=scale)
     typer.echo(f"{output}: rank {facts['rank']} on {facts['base']}, from a stacked rank of {facts['stacked_rank']}")
     if rank is not None:
-        worst = max(facts["errors"], key=lambda name: facts["errors"][name])
-        typer.echo(f"relative error of the delta {facts['error']:.2%}; most in {worst}: {facts['errors'][worst]:.2%}")
+        _echo_error(facts)

@@ -5,21 +5,17 @@ Shapes: o output, i input, R the stacked rank of all of the run's branches, r th
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from bam_lora.adapter_files import exact_config, write_products
-from bam_lora.adapters import CONFIG_FILE, WEIGHTS_FILE, Adapter, Factors
+from bam_lora.adapter_files import exact_config, find_slots, write_products
+from bam_lora.adapters import CONFIG_FILE, WEIGHTS_FILE, Adapter
 from bam_lora.base import BaseFiles, file_hashes, require_same_files
 from bam_lora.checkpoint import claim_output, writing
-from bam_lora.coefficients import gram
+from bam_lora.compression import Compressed, require_rank
 from bam_lora.errors import UserError
 from bam_lora.ledger import Ledger
 from bam_lora.ledger_view import LedgerView, require_factor
-from bam_lora.safetensors_stream import all_finite
 from bam_lora.store import digest, new_folder, seal, write_json
 
 _ARTEFACT = "exported adapter"
@@ -45,8 +41,7 @@ def export_adapter(
         UserError: If there is no run, a file of it is damaged, the local folder of its base now holds another one, its
             delta is not low rank, or the output cannot be written.
     """
-    if rank is not None and rank < 1:
-        raise UserError.of("--rank", expected="a rank of at least 1", found=str(rank), remedy="Try 64, or leave it out")
+    require_rank(rank)
     require_factor("--scale", scale)
     root = Path(run).expanduser().resolve()
     ledger = Ledger.load(root)
@@ -55,23 +50,38 @@ def export_adapter(
     ledger.verify()
     _require_base(ledger)
     target = claim_output(Path(output), _ARTEFACT, keep=[root])
-    products = _Compressed(ledger.view(scale=scale), rank)
-    first = Adapter.open([*ledger.inherited, *ledger.iterations][0]["adapters"][0]["path"], root=root)
+    view = ledger.view(scale=scale)
+    _require_low_rank(view)
+    products = Compressed(view, rank, remedy="Lower --scale")
+    merges = [*ledger.inherited, *ledger.iterations]
+    adapters = [Adapter.open(one["path"], root=root) for merge in merges for one in merge["adapters"]]
+    slots = find_slots(products.names(), adapters)
     key = digest([_ARTEFACT, ledger.key(), rank, scale])
     with writing(target), new_folder(target) as folder:
-        write_products(folder / WEIGHTS_FILE, products)
-        ranks = {name: products.rank(name) for name in products.names()}
-        config = exact_config(first.config, ranks, name_modules=first.names != products.names())
+        write_products(folder / WEIGHTS_FILE, products, slots)
+        named = adapters[0].names != products.names()
+        config = exact_config(adapters[0].config, slots, products, name_modules=named)
         config |= {"base_model_name_or_path": ledger.base["name"], "revision": ledger.base["revision"]}
         write_json(folder / CONFIG_FILE, config)
         seal(folder, key, {"artefact": _ARTEFACT, "rank": rank, "scale": scale, "error": products.error()})
     return {
-        "rank": max(ranks.values()),
-        "stacked_rank": max(products.view.rank(name) for name in ranks),
+        "rank": max(products.rank(name) for name in products.names()),
+        "stacked_rank": max(view.rank(name) for name in view.names()),
         "error": products.error(),
         "errors": products.errors(),
         "base": ledger.base["name"],
     }
+
+
+def _require_low_rank(view: LedgerView) -> None:
+    for name in view.names():
+        if view.start_value(name) is not None:
+            raise UserError.of(
+                f"the delta of {name!r}",
+                expected="low-rank merges",
+                found="an iteration with full weights",
+                remedy="Use the folded model in the run's model/",
+            )
 
 
 def _require_base(ledger: Ledger) -> None:
@@ -83,73 +93,3 @@ def _require_base(ledger: Ledger) -> None:
     if ledger.base["revision"] is None and folder.is_dir():
         base = BaseFiles(name, folder.resolve(), None)
         require_same_files(base, file_hashes(base, ledger.root), ledger.base["files"])
-
-
-class _Compressed:
-    """A ledger's deltas, each written with no more directions than asked for or than it can have."""
-
-    def __init__(self, view: LedgerView, rank: int | None) -> None:
-        self.view, self._rank = view, rank
-        self._squares: dict[str, tuple[float, float]] = {}  # what was left out, and all, squared norms
-        for name in self.names():
-            if self.view.start_value(name) is not None:
-                raise UserError.of(
-                    f"the delta of {name!r}",
-                    expected="low-rank merges",
-                    found="an iteration with full weights",
-                    remedy="Use the folded model in the run's model/",
-                )
-
-    def names(self) -> list[str]:
-        return self.view.names()
-
-    def shape(self, name: str) -> tuple[int, int]:
-        return self.view.shape(name)
-
-    def rank(self, name: str) -> int:
-        return min(self.view.rank(name), *self.shape(name), *([] if self._rank is None else [self._rank]))
-
-    def stacked(self, name: str) -> tuple[torch.Tensor, torch.Tensor] | None:
-        stacked = self.view.stacked(name)
-        assert stacked is not None, name
-        rank = self.rank(name)
-        if not (all_finite(stacked[0]) and all_finite(stacked[1])):
-            raise UserError.of(
-                f"the delta of {name!r}", expected="numbers within fp32", found="an overflow", remedy="Lower --scale"
-            )
-        if rank == stacked[0].shape[1]:
-            whole = Factors(A_ri=stacked[1], B_or=stacked[0], scaling=1.0)
-            self._squares[name] = (0.0, gram(whole, whole) if self._rank else 0.0)
-            return stacked
-        B_or, A_ri, left_out, square = truncated(*stacked, rank)
-        self._squares[name] = (left_out if self._rank else 0.0, square)
-        return B_or, A_ri
-
-    def errors(self) -> dict[str, float]:
-        return {name: math.sqrt(left / whole) if left else 0.0 for name, (left, whole) in self._squares.items()}
-
-    def error(self) -> float:
-        left, whole = (math.fsum(pair[place] for pair in self._squares.values()) for place in (0, 1))
-        return math.sqrt(left / whole) if left else 0.0
-
-
-def truncated(B_oR: torch.Tensor, A_Ri: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor, float, float]:
-    """The best product of a smaller rank (Eckart and Young, 1936), from the factors alone, in float64.
-
-    Args:
-        B_oR: Left factor.
-        A_Ri: Right factor.
-        rank: r, at most min(o, i, R).
-
-    Returns:
-        (B_or, A_ri) in fp32, the singular values shared out evenly, the squared Frobenius norm of what is left out, and
-        that of the whole.
-    """
-    left_oq, upper_qR = torch.linalg.qr(B_oR.double())
-    right_ip, lower_pR = torch.linalg.qr(A_Ri.double().T)
-    U, values, V = torch.linalg.svd(upper_qR @ lower_pR.T, full_matrices=False)
-    roots = values[:rank].sqrt()
-    B_or = (left_oq @ U[:, :rank]) * roots
-    A_ri = roots[:, None] * (V[:rank] @ right_ip.T)
-    squares = values.square()
-    return B_or.float(), A_ri.float(), float(squares[rank:].sum()), float(squares.sum())

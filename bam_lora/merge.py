@@ -9,17 +9,16 @@ from typing import Any
 
 import torch
 
-from bam_lora.adapter_files import exact_config, write_products
 from bam_lora.adapters import CONFIG_FILE, WEIGHTS_FILE, Adapter
-from bam_lora.checkpoint import claim_output, local_folder, same_base, writing
+from bam_lora.checkpoint import local_folder, same_base
 from bam_lora.coefficients import Coefficients, gram, stack
 from bam_lora.dense_change import Blocks, BranchWeight, Combine, DeltaOf, DenseChange
 from bam_lora.dense_methods import DENSE_METHODS, DenseOptions, check_options, prepare
 from bam_lora.errors import UserError
+from bam_lora.fold_blocks import exact_products, row_ranges
 from bam_lora.merge_methods import METHODS, find_method, linear
 from bam_lora.merge_statistics import merge_statistics
 from bam_lora.merge_weights import resolve_weights
-from bam_lora.store import digest, new_folder, seal, write_json
 
 __all__ = [
     "METHODS",
@@ -28,18 +27,19 @@ __all__ = [
     "find_method",
     "gram",
     "linear",
-    "merge_adapters",
     "merge_statistics",
     "resolve_weights",
     "stack",
 ]
 
-_ARTEFACT = "merged adapter"
 _ADAPTER_FILES = (CONFIG_FILE, WEIGHTS_FILE)
 
 
 class MergedAdapters:
-    """The deltas of K adapters under one merge method: what `fold_into` adds and `merge_adapters` writes."""
+    """The deltas of K adapters under one merge method: what `fold_into` adds and `merge_adapters` writes.
+
+    `by_element`: whether the method works element by element, so that no result of it is a low-rank product.
+    """
 
     def __init__(
         self,
@@ -56,10 +56,10 @@ class MergedAdapters:
         self._by_name = by_name or {}
         self.method = method
         self.options = options or DenseOptions()
-        self._by_element = method in DENSE_METHODS
-        if self._by_element:
+        self.by_element = method in DENSE_METHODS
+        if self.by_element:
             check_options(method, self.options)
-        self._method = linear if self._by_element else find_method(method)
+        self._method = linear if self.by_element else find_method(method)
 
     def names(self) -> list[str]:
         """All weights that at least one adapter changes, sorted."""
@@ -89,15 +89,31 @@ class MergedAdapters:
 
     def stacked(self, name: str) -> tuple[torch.Tensor, torch.Tensor] | None:
         """(B_oR, A_Ri) in fp32 of the merged delta, None where it is no low-rank product."""
-        if self.is_dense(name):
-            return None
+        return None if self.is_dense(name) else self.product(name)
+
+    def product(self, name: str) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """(B_oR, A_Ri) in fp32 of the merged low-rank deltas, whatever else the adapters hold for the weight."""
+        assert not self.by_element, self.method
         factors = [adapter.factors(name) for adapter in self.adapters]
         return stack(factors, self._method(factors, self.weights_of(name)))
+
+    def delta(self, name: str) -> torch.Tensor:
+        """(o, i) in fp32: the low-rank deltas of a weight merged by a method that works element by element."""
+        factors = [adapter.factors(name) for adapter in self.adapters]
+        branches = tuple(None if one is None else BranchWeight(factors=one) for one in factors)
+        rows, columns = self.shape(name)
+
+        def zeros() -> Iterator[tuple[int, torch.Tensor]]:
+            return ((first, torch.zeros(count, columns)) for first, count in row_ranges(rows, columns))
+
+        with exact_products():
+            resolve = DenseChange(branches, tuple(self.weights_of(name)), functools.partial(self._prepare, name)).bind(zeros)
+            return torch.cat([resolve(block, first) for first, block in zeros()])
 
     def is_dense(self, name: str) -> bool:
         """Whether the merged change of a weight is no low-rank product."""
         entries = [entry for adapter in self.adapters if (entry := adapter.entry(name))]
-        return self._by_element or any(not entry.is_low_rank or entry.value is not None for entry in entries)
+        return self.by_element or any(not entry.is_low_rank or entry.value is not None for entry in entries)
 
     def dense(self, name: str) -> DenseChange | None:
         """The merged change of a weight that is no low-rank product, else None.
@@ -107,7 +123,7 @@ class MergedAdapters:
         """
         if not self.is_dense(name):
             return None
-        if not self._by_element and self.method != "linear":
+        if not self.by_element and self.method != "linear":
             raise UserError.of(
                 f"merge method {self.method!r} on {name!r}",
                 expected="deltas that are products of two factors",
@@ -115,7 +131,7 @@ class MergedAdapters:
                 remedy="Use linear, or a method that works element by element, such as ties",
             )
         branches = tuple(branch_weight(adapter, name) for adapter in self.adapters)
-        prepare = functools.partial(self._prepare, name) if self._by_element else None
+        prepare = functools.partial(self._prepare, name) if self.by_element else None
         return DenseChange(branches, tuple(self.weights_of(name)), prepare)
 
     def _prepare(self, name: str, delta_of: DeltaOf, blocks: Blocks) -> Combine:
@@ -200,59 +216,3 @@ def _check_shapes(adapters: Sequence[Adapter]) -> None:
                     found=f"{list(adapter.shape(name))}",
                     remedy="Merge adapters of the same base",
                 )
-
-
-def merge_adapters(
-    adapters: Sequence[str | Path],
-    output: str | Path,
-    *,
-    weights: Sequence[float] | str | None = None,
-    method: str = "linear",
-    any_base: bool = False,
-) -> dict[str, Any]:
-    """Writes adapters merged into one exact PEFT adapter (fp32, scaling 1, rank = the sum of the ranks).
-
-    Args:
-        adapters: Folders (or Hub ids) of plain LoRA adapters of one base; one that lacks a module counts as zero there.
-        output: New folder for the merged adapter; it appears whole or not at all.
-        weights: One number per adapter, used as they are, or None for their mean.
-        method: A name in `METHODS`.
-        any_base: Allow adapters that name different bases.
-
-    Returns:
-        The merge statistics (see `merge_statistics`), with the "weights" used.
-
-    Raises:
-        UserError: If an adapter is not plain LoRA, is damaged or does not fit the others, or the output cannot be
-            written.
-    """
-    merged = open_adapters(adapters, weights, method, any_base=any_base)
-    _check_low_rank(merged)
-    target = claim_output(Path(output), _ARTEFACT, keep=[adapter.path for adapter in merged.adapters])
-    statistics = merged.statistics()
-    hashes = [adapter.hashes() for adapter in merged.adapters]
-    key = digest({"artefact": _ARTEFACT, "adapters": hashes, "weights": merged.weights, "method": method})
-    with writing(target), new_folder(target) as folder:
-        write_products(folder / WEIGHTS_FILE, merged)
-        write_json(folder / CONFIG_FILE, _config(merged))
-        seal(folder, key, {"artefact": _ARTEFACT, "weights": merged.weights, "method": method})
-    return {**statistics, "weights": merged.weights}
-
-
-def _check_low_rank(merged: MergedAdapters) -> None:
-    for name in merged.names():
-        if merged.is_dense(name):
-            raise UserError.of(
-                f"the merged change of {name!r}",
-                expected="a product of two factors, as an adapter holds",
-                found="whole numbers or a method that works element by element",
-                remedy="Fold the adapters into the base instead: bam-lora fold",
-            )
-
-
-def _config(merged: MergedAdapters) -> dict[str, Any]:
-    """adapter_config.json of the merged adapter: the first one's, with ranks and alphas such that scaling is 1."""
-    adapters = merged.adapters
-    # Where all change the same modules, the first adapter's way of naming them holds; else each is named in full.
-    named = any(adapter.names != adapters[0].names for adapter in adapters)
-    return exact_config(adapters[0].config, {name: merged.rank(name) for name in merged.names()}, name_modules=named)

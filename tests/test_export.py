@@ -18,8 +18,9 @@ from bam_lora.adapters import Adapter
 from bam_lora.base import file_hashes, find_base
 from bam_lora.cli import app
 from bam_lora.coefficients import Coefficients
+from bam_lora.compression import truncated
 from bam_lora.errors import UserError
-from bam_lora.export import export_adapter, truncated
+from bam_lora.export import export_adapter
 from bam_lora.folding import fold_into
 from bam_lora.ledger import Ledger
 from bam_lora.snapshots import write_snapshot

@@ -19,9 +19,9 @@ from bam_lora.merge import (
     METHODS,
     Coefficients,
     linear,
-    merge_adapters,
     merge_statistics,
 )
+from bam_lora.merged_adapter import merge_adapters
 from bam_lora.store import seal
 
 SHAPES = {"model.layers.0.q_proj": (12, 8), "model.layers.0.up_proj": (20, 12), "model.layers.10.up_proj": (20, 12)}

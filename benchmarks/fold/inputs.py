@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from bam_lora.merge import merge_adapters
+from bam_lora.merged_adapter import merge_adapters
 from bam_lora.safetensors_stream import write_stream, write_tensors
 from bam_lora.store import hash_file, require_space
 
