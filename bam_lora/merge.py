@@ -107,7 +107,9 @@ class MergedAdapters:
             return ((first, torch.zeros(count, columns)) for first, count in row_ranges(rows, columns))
 
         with exact_products():
-            resolve = DenseChange(branches, tuple(self.weights_of(name)), functools.partial(self._prepare, name)).bind(zeros)
+            resolve = DenseChange(branches, tuple(self.weights_of(name)), functools.partial(self._prepare, name)).bind(
+                zeros
+            )
             return torch.cat([resolve(block, first) for first, block in zeros()])
 
     def is_dense(self, name: str) -> bool:
