@@ -7,6 +7,7 @@ leaves the other as it was: folded into the one tensor it would change both.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -51,12 +52,27 @@ def plan_fold(checkpoint: Checkpoint, changes: Changes) -> FoldPlan:
         plan.parts[stored_embedding] = [part for part in plan.parts[stored_embedding] if part.name != head]
     if embedding and (_is_same(changes, embedding, head) if head else _is_rows(changes, embedding)):
         if stored_head:  # a copy that loaders pass over, but for those that do not know of the tie
-            plan.parts[stored_head] = list(plan.parts[stored_embedding])
+            _change_copy(checkpoint, plan, stored_embedding, stored_head)
         return _resized(checkpoint, plan)
     if not stored_head:
         plan.added[head or _HEAD] = (stored_embedding, own)
     plan.config[_FLAG] = False
     return _resized(checkpoint, plan)
+
+
+def _change_copy(checkpoint: Checkpoint, plan: FoldPlan, embedding: str, head: str) -> None:
+    """Enters into the plan what changes the embedding for the stored head, too."""
+    tensors = checkpoint.tensors()
+    if tensors[head].shape != tensors[embedding].shape:
+        raise UserError.of(
+            f"tensor {head!r} in {checkpoint.folder}",
+            expected=f"shape {list(tensors[embedding].shape)}, as {embedding!r} that it is tied to",
+            found=f"{list(tensors[head].shape)}",
+            remedy="Load the model with transformers and save it again",
+        )
+    plan.parts[head] = [replace(part, record=tensors[head]) for part in plan.parts[embedding]]
+    if embedding in plan.rows:
+        plan.rows[head] = plan.rows[embedding]
 
 
 def _is_tied(config: Mapping[str, Any], stored_head: str | None) -> bool:

@@ -20,9 +20,11 @@ from adapter_kinds import (
     make_model,
     train,
 )
+from safetensors.torch import load_file, save_file
 
 from bam_lora.errors import UserError
 from bam_lora.folding import fold
+from bam_lora.safetensors_stream import write_stream
 
 pytestmark = PEFT_WARNINGS
 
@@ -89,6 +91,34 @@ def test_adapted_tied_embeddings_are_untied_and_untouched_ones_stay_tied(tmp_pat
     assert changed == list(range(60)), "modules_to_save replaces all of it"
     rows = load(tmp_path / "tokens-out", config).model.embed_tokens.weight
     assert (rows != embedding).any(dim=1).nonzero().flatten().tolist() == [3, 7, 59]
+
+
+@pytest.mark.parametrize("kind", ["tokens", "saved-tied"])
+@pytest.mark.parametrize("names", [("a", "z"), ("z", "a")])
+def test_a_stored_copy_of_a_tied_head_changes_with_the_embedding(
+    tmp_path: Path, kind: str, names: tuple[str, str]
+) -> None:
+    """Before it in the file, and after it."""
+    config = ARCHITECTURES["llama-tied"]()
+    model = make_model(config)
+    model.save_pretrained(tmp_path / "base")
+    train(model, 1, **KINDS[kind]).save_pretrained(tmp_path / "adapter")
+    path = tmp_path / "base" / "model.safetensors"
+    tensors = load_file(path)
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+    places = dict(zip(("model.embed_tokens.weight", "lm_head.weight"), names, strict=True))
+    order = sorted(tensors, key=lambda name: places.get(name, "m"))
+    layout = [(name, "F32", tuple(tensors[name].shape)) for name in order]
+    write_stream(path, layout, [tensors[name] for name in order], {"format": "pt"})
+    fold(tmp_path / "base", [tmp_path / "adapter"], tmp_path / "out", any_base=True, verify=True)
+    folded = load_file(tmp_path / "out" / "model.safetensors")
+    assert torch.equal(folded["lm_head.weight"], folded["model.embed_tokens.weight"])
+    assert not torch.equal(folded["lm_head.weight"], tensors["lm_head.weight"])
+    assert set(folded) == set(tensors)
+    tensors["lm_head.weight"] = tensors["lm_head.weight"][:50].clone()
+    save_file(tensors, path, {"format": "pt"})
+    with pytest.raises(UserError, match=r"'lm_head.weight' in .*expected shape \[60, 32\].*found \[50, 32\]"):
+        fold(tmp_path / "base", [tmp_path / "adapter"], tmp_path / "other", any_base=True)
 
 
 @pytest.mark.parametrize("kind", ["dora", "saved", "tokens", "lora-bias", "bias-all", "embeddings-dora"])
