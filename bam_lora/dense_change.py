@@ -20,7 +20,7 @@ Blocks = Callable[[], Iterable[tuple[int, torch.Tensor]]]
 # A dense method: K functions that give a branch's delta of a block, by (original, first row) -> the merged delta's.
 DeltaOf = Callable[[int, torch.Tensor, int], torch.Tensor]
 Combine = Callable[[Sequence[torch.Tensor], int], torch.Tensor]
-Prepare = Callable[[DeltaOf, Blocks], Combine]
+Prepare = Callable[[str, DeltaOf, Blocks], Combine]
 
 _NOTHING_KEPT = 1e-12
 
@@ -162,8 +162,13 @@ class DenseChange:
         pairs = zip(self.branches, other.branches, strict=True)
         return self.weights == other.weights and all(_same(one, two) for one, two in pairs)
 
-    def bind(self, blocks: Blocks) -> Resolver:
-        """What computes blocks of the weight; reads the weight before, where that is needed."""
+    def bind(self, blocks: Blocks, identity: str) -> Resolver:
+        """What computes blocks of the weight; reads the weight before, where that is needed.
+
+        Args:
+            blocks: The stored matrix as it is before this change.
+            identity: What random choices for this matrix follow from.
+        """
         branches = [None if one is None else _Branch(one, blocks) for one in self.branches]
         if self.prepare is None:
             return lambda original, first: self._sum(branches, original, first)
@@ -172,7 +177,7 @@ class DenseChange:
             known = branches[branch]
             return torch.zeros_like(original) if known is None else known.delta(original, first)
 
-        combine = self.prepare(delta_of, blocks)
+        combine = self.prepare(identity, delta_of, blocks)
         count = len(branches)
         return lambda original, first: (
             original + combine([delta_of(branch, original, first) for branch in range(count)], first)

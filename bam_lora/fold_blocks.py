@@ -169,12 +169,15 @@ def _read_stored(path: Path, record: TensorRecord, into: torch.Tensor, first: in
     into[there:] = 0
 
 
-def stored_blocks(path: Path, record: TensorRecord, delta: Delta) -> Iterator[tuple[int, torch.Tensor]]:
-    """A stored matrix block by block, in fp32, with a delta but for its `dense`: (first row, rows)."""
-    rows, columns = as_matrix(record.shape)
+def stored_blocks(path: Path, record: TensorRecord, delta: Delta, rows: int) -> Iterator[tuple[int, torch.Tensor]]:
+    """A stored matrix block by block, in fp32, with a delta but for its `dense`: (first row, rows).
+
+    `rows` may be more than are stored: the rest begins as zeros.
+    """
+    columns = as_matrix(record.shape)[1]
     for first, count in row_ranges(rows, columns) if columns else ():
         stored = torch.empty(count, columns, dtype=TORCH_DTYPES[record.dtype])
-        read_rows(path, record, stored, first)
+        _read_stored(path, record, stored, first)
         original = stored.float()
         yield first, delta.add(original, first, torch.empty_like(original))
 

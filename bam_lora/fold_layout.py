@@ -30,7 +30,7 @@ class OutputTensor:
 
     def changes(self) -> bool:
         """Whether other bytes than the base's are written."""
-        return bool(self.parts) or self.dtype != self.record.dtype
+        return bool(self.parts) or self.dtype != self.record.dtype or self.resized()
 
     def resized(self) -> bool:
         """Whether it gets other rows than it had."""

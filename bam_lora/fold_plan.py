@@ -6,6 +6,7 @@ checkpoint may store it under another name, in pieces, as one matrix of several,
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
@@ -18,14 +19,13 @@ from bam_lora.checkpoint import Checkpoint
 from bam_lora.dense_change import DenseChange, turned
 from bam_lora.errors import UserError, some
 from bam_lora.fold_blocks import as_matrix
-from bam_lora.parameter_names import Piece, stored_parameters
+from bam_lora.parameter_names import Piece, has_inputs_first, stored_parameters
 from bam_lora.safetensors_stream import TORCH_DTYPES, TensorRecord
 
-# Square matrices do not tell which way round they are; these architectures keep the inputs first.
-_INPUTS_FIRST_EXPERTS = ("gpt_oss", "llama4", "llama4_text")
+# Square matrices do not tell which way round they are; these architectures have layers that keep the inputs first.
 _CONV1D = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer", "clvp")
 _CONV1D_MODULES = (".c_attn.weight", ".q_attn.weight", ".c_proj.weight", ".c_fc.weight")
-EMBEDDING_NAMES = tuple(f"{module}.weight" for module in (*EMBEDDINGS, *HEADS))
+EMBEDDING_NAMES = (*(f"{module}.weight" for module in (*EMBEDDINGS, *HEADS)), *(f"{module}.bias" for module in HEADS))
 
 
 class Changes(Protocol):
@@ -65,6 +65,19 @@ class Part:
     stop: int
     flipped: bool
     transposed: bool
+    whole: bool  # the weight is stored in one piece
+    direct: bool = False  # only what the adapters hold whole, without what they add to it
+
+    @property
+    def matrix(self) -> tuple[int, int]:
+        """(rows, columns) of the stored matrix as it becomes: a resized vocabulary has other rows."""
+        rows, columns = as_matrix(self.record.shape)
+        return (rows if self.transposed else self.stop - self.first, columns)
+
+    @property
+    def identity(self) -> str:
+        """A name of its own for the stored matrix: methods by element see a weight as the checkpoint cuts it."""
+        return self.name if self.whole else f"{self.name}: {self.record.name}"
 
     def low_rank(self, B_oR: torch.Tensor, A_Ri: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The factors of what is added to the stored matrix."""
@@ -77,7 +90,9 @@ class Part:
     def dense(self, change: DenseChange) -> DenseChange:
         """The change of the stored matrix."""
         change = change.each(lambda one: one.transposed()) if self.flipped else change
-        return change.each(lambda one: one.cut(self.first, self.stop))
+        change = change.each(lambda one: one.cut(self.first, self.stop))
+        change = change.each(lambda one: one.transposed()) if self.transposed else change
+        return change.each(lambda one: replace(one, factors=None, magnitude=None)) if self.direct else change
 
     def start(self, value: torch.Tensor) -> torch.Tensor:
         """The stored matrix in place of the base's."""
@@ -137,6 +152,23 @@ def place(checkpoint: Checkpoint, changes: Changes, names: Mapping[str, str]) ->
     )
 
 
+def check_apart(checkpoint: Checkpoint, plan: FoldPlan) -> None:
+    """Refuses two names for one stored matrix: adapters of other versions of a library may name a module otherwise.
+
+    Raises:
+        UserError: Naming the tensor and both names.
+    """
+    for stored, parts in plan.parts.items():
+        for one, two in itertools.pairwise(parts):
+            if two.record.start < one.record.stop:
+                raise UserError.of(
+                    f"tensor {stored!r} in {checkpoint.folder}",
+                    expected="one name for it in all adapters",
+                    found=f"{one.name!r} and {two.name!r}",
+                    remedy="Save the adapters again with one version of transformers and PEFT, or fold them in turn",
+                )
+
+
 def _pieces(name: str, tensors: Mapping[str, TensorRecord], stored: Mapping[str, list[Piece]]) -> list[Piece] | None:
     record = tensors.get(name)
     if record is not None and len(record.shape) <= 2:
@@ -161,7 +193,8 @@ def _place_one(plan: FoldPlan, checkpoint: Checkpoint, changes: Changes, name: s
         _check_cuttable(checkpoint, name, dense)
     for record, piece in zip(records, pieces, strict=True):
         first, stop = piece.rows
-        part = Part(name, record, first, plan.rows.get(piece.tensor, stop), flipped, piece.transposed)
+        stop = plan.rows.get(piece.tensor, stop)
+        part = Part(name, record, first, stop, flipped, piece.transposed, whole=len(pieces) == 1)
         plan.parts.setdefault(piece.tensor, []).append(part)
     return None
 
@@ -218,7 +251,7 @@ def _is_flipped(config: Mapping[str, Any], name: str, wanted: tuple[int, int], s
         return True
     kinds = {config.get("model_type"), (config.get("text_config") or {}).get("model_type")}
     if name.endswith("]"):
-        return bool(kinds.intersection(_INPUTS_FIRST_EXPERTS))
+        return has_inputs_first(config, name.rpartition("[")[0])
     return name.endswith(_CONV1D_MODULES) and bool(kinds.intersection(_CONV1D))
 
 
@@ -230,6 +263,8 @@ def _fits_by_rows(
         return False
     if dense.last_row is not None:
         return dense.last_row < shape[0]
+    if dense.prepare is not None:
+        return False  # new rows have no value to add a delta to
     if dense.stored_rows != wanted[0] or not pieces[0].tensor.endswith(EMBEDDING_NAMES):
         return False
     if abs(dense.whole_share - 1) > 1e-9:

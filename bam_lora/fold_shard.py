@@ -112,6 +112,9 @@ class ShardFolder:
                         weights[done.name] += done.weight_square
                         deltas[done.name] += done.delta_square
                     flusher.note()
+            assert file.tell() == shard.file_bytes(), (
+                f"{shard.name}: wrote {file.tell()}, not {shard.file_bytes()} bytes"
+            )
         return Written(sha.hexdigest(), dict(weights), dict(deltas))
 
     def _finish(
@@ -160,9 +163,7 @@ class ShardFolder:
         dtype = TORCH_DTYPES[output.dtype]
         for part in output.parts:
             yield from _unchanged(path, record, position, part.record.start, dtype)
-            rows, columns = as_matrix(part.record.shape)
-            if output.resized():
-                rows = output.shape[0]
+            rows, columns = part.matrix
             delta = next(deltas)
             for first, count in row_ranges(rows, columns) if columns else ():
                 yield Block(part.name, path, part.record, first, count, columns, dtype, delta)
@@ -188,7 +189,9 @@ class ShardFolder:
         if dense is None:
             return delta
         before = replace(delta, B_oR=_on_cpu(delta.B_oR), A_Ri=_on_cpu(delta.A_Ri))
-        resolve = part.dense(dense).bind(lambda: stored_blocks(path, part.record, before))
+        resolve = part.dense(dense).bind(
+            lambda: stored_blocks(path, part.record, before, part.matrix[0]), part.identity
+        )
         return replace(delta, dense=resolve)
 
     def _copy(self, source: FileIO, file: FileIO, item: _Copy, sha: hashlib._Hash) -> None:

@@ -156,7 +156,7 @@ class _Reference:
     """One stored matrix as the changes make it, in float64."""
 
     def __init__(self, changes: Changes, path: Path, part: Part) -> None:
-        self._path, self._record = path, part.record
+        self._path, self._record, self._matrix = path, part.record, part.matrix
         start, stacked, dense = changes.start_value(part.name), changes.stacked(part.name), changes.dense(part.name)
         self._start = None if start is None else part.start(start)
         self._factors = None if stacked is None else part.low_rank(*stacked)
@@ -168,7 +168,7 @@ class _Reference:
             self.rank += sum(len(one.factors.A_ri) for one in dense.branches if one is not None and one.factors)
             # Methods that compare elements with a threshold are only the same in the same precision and blocks.
             self._dense = part.dense(dense)
-            self.resolver = self._dense.bind(self._blocks32 if self._elementwise else self._blocks)
+            self.resolver = self._dense.bind(self._blocks32 if self._elementwise else self._blocks, part.identity)
 
     def stored(self, first: int, count: int) -> torch.Tensor:
         """Rows of the base; zeros beyond the last."""
@@ -210,13 +210,13 @@ class _Reference:
         assert self.resolver is not None
         if not self._elementwise:
             return self.resolver(row, number)
-        ranges = row_ranges(*as_matrix(self._record.shape))
+        ranges = row_ranges(*self._matrix)
         first, count = next((first, count) for first, count in ranges if first <= number < first + count)
         block = self._block(first, count).float()
         return self.resolver(block, first)[number - first][None].double()
 
     def _blocks(self) -> Iterator[tuple[int, torch.Tensor]]:
-        for first, count in row_ranges(*as_matrix(self._record.shape)):
+        for first, count in row_ranges(*self._matrix):
             yield first, self._block(first, count)
 
     def _block(self, first: int, count: int) -> torch.Tensor:

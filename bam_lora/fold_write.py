@@ -155,9 +155,9 @@ def _config(config: dict[str, Any], dtype: str | None, changed: Mapping[str, Any
     """config.json of the result: not quantised, of the type it was written in, and with what the fold has changed."""
     result = {name: value for name, value in copy.deepcopy(config).items() if name != "quantization_config"}
     parts = [result, *(value for value in result.values() if isinstance(value, dict))]
-    for name, value in changed.items():
-        holders = [part for part in parts if name in part] or [result]
-        for part in holders:
+    texts = [part for part in (result, result.get("text_config")) if isinstance(part, dict)]
+    for name, value in changed.items():  # other parts, such as an audio encoder, have vocabularies of their own
+        for part in [part for part in texts if name in part] or [result]:
             part[name] = value
     if dtype is None:
         return result

@@ -88,7 +88,7 @@ def fold_into(
     """
     started = time.perf_counter()
     checkpoint = open_checkpoint(base)
-    plan = plan_fold(checkpoint, changes)
+    plan, changes = plan_fold(checkpoint, changes)
     shards = plan_shards(checkpoint.shards, plan, _target_dtype(dtype), max_shard_bytes)
     options = {"max_shard_bytes": max_shard_bytes, "rounding": [rounding, seed], "device": device}
     job = Job(checkpoint, shards, plan.config, key, dtype, options)

@@ -107,9 +107,8 @@ class MergedAdapters:
             return ((first, torch.zeros(count, columns)) for first, count in row_ranges(rows, columns))
 
         with exact_products():
-            resolve = DenseChange(branches, tuple(self.weights_of(name)), functools.partial(self._prepare, name)).bind(
-                zeros
-            )
+            weights = tuple(self.weights_of(name))
+            resolve = DenseChange(branches, weights, functools.partial(self._prepare, weights)).bind(zeros, name)
             return torch.cat([resolve(block, first) for first, block in zeros()])
 
     def is_dense(self, name: str) -> bool:
@@ -133,16 +132,16 @@ class MergedAdapters:
                 remedy="Use linear, or a method that works element by element, such as ties",
             )
         branches = tuple(branch_weight(adapter, name) for adapter in self.adapters)
-        prepare = functools.partial(self._prepare, name) if self.by_element else None
-        return DenseChange(branches, tuple(self.weights_of(name)), prepare)
+        weights = tuple(self.weights_of(name))
+        return DenseChange(branches, weights, functools.partial(self._prepare, weights) if self.by_element else None)
 
-    def _prepare(self, name: str, delta_of: DeltaOf, blocks: Blocks) -> Combine:
+    def _prepare(self, weights: Sequence[float], identity: str, delta_of: DeltaOf, blocks: Blocks) -> Combine:
         """The first phase of a method that works element by element: its passes over the deltas."""
 
         def deltas(branch: int) -> Iterator[torch.Tensor]:
             return (delta_of(branch, rows, first) for first, rows in blocks())
 
-        return prepare(self.method, name, deltas, len(self.adapters), self.weights_of(name), self.options)
+        return prepare(self.method, identity, deltas, len(self.adapters), weights, self.options)
 
     def start_value(self, name: str) -> torch.Tensor | None:
         """None: the delta is added to the base as it is."""

@@ -19,7 +19,7 @@ from bam_lora.safetensors_stream import TensorRecord
 from bam_lora.tensor_layouts import Inexpressible, Layout, Piece, Unfit, pieces, whole
 from bam_lora.weight_conversion import converted_layouts
 
-__all__ = ["Piece", "stored_parameters"]
+__all__ = ["Piece", "has_inputs_first", "stored_parameters"]
 
 _MATRIX_KEY = re.compile(r"(?P<parameter>.+)\[(?P<index>0|[1-9]\d*)\]")
 _AUTOMATIC_CLASSES = ("AutoModelForCausalLM", "AutoModelForImageTextToText", "AutoModel")
@@ -47,6 +47,34 @@ def stored_parameters(config: Mapping[str, Any], tensors: Mapping[str, TensorRec
             cannot build the model.
     """
     return _StoredParameters(config, tensors)
+
+
+def has_inputs_first(config: Mapping[str, Any], parameter: str) -> bool:
+    """Whether PEFT takes a fused experts' parameter as (experts, inputs, outputs); their module says so.
+
+    Args:
+        config: The content of config.json.
+        parameter: Its name in the model.
+
+    Raises:
+        UserError: If transformers cannot build the model.
+    """
+    failure = "no class for it"
+    for _, build in _model_builders(config):
+        try:
+            model = build()
+            module = None if model is None else model.get_submodule(parameter.rpartition(".")[0])
+        except Exception as error:  # whatever a modelling file raises, or a module of another class of model
+            failure = first_line(error)
+            continue
+        if module is not None:
+            return bool(getattr(module, "is_transposed", False))
+    raise UserError.of(
+        f"parameter {parameter!r}",
+        expected="a model that tells which way round its experts are",
+        found=failure,
+        remedy="Check config.json and the installed version of transformers",
+    )
 
 
 class _StoredParameters(Mapping[str, list[Piece]]):

@@ -12,7 +12,7 @@ from bam_lora.checkpoint import open_checkpoint
 from bam_lora.dense_change import DenseChange
 from bam_lora.errors import UserError
 from bam_lora.fold_blocks import Delta, exact_products, stored_blocks
-from bam_lora.fold_plan import Changes, Part, place
+from bam_lora.fold_plan import Changes, Part, check_apart, place
 from bam_lora.safetensors_stream import write_stream, write_tensors
 from bam_lora.store import inside, require_space
 
@@ -83,15 +83,16 @@ def write_merged(
     checkpoint = open_checkpoint(base)
     changes = _Over(before, merged, names)
     plan = place(checkpoint, changes, {})
+    check_apart(checkpoint, plan)
     where = {part.name: (header.path, part) for header in checkpoint.shards.values() for stored in header.tensors
              for part in plan.parts.get(stored, ())}  # fmt: skip
     for name in names:
         part = where[name][1]
-        if part.flipped or part.transposed or part.stop - part.first != changes.shape(name)[0]:
+        if not part.whole or part.transposed:
             raise UserError.of(
                 f"weight {name!r} in {base}",
                 expected="a matrix stored as it is in memory, for a merge method that is not low rank",
-                found="it in pieces or transposed",
+                found="several tensors, or its transpose",
                 remedy="Choose a merge method such as linear",
             )
     squares: dict[str, float] = {}
@@ -101,7 +102,7 @@ def write_merged(
             value, squares[name] = _value(*where[name], changes)
             yield value
 
-    layout = [(name, "F32", changes.shape(name)) for name in names]
+    layout = [(name, "F32", where[name][1].matrix) for name in names]
     require_space(root, sum(4 * math.prod(shape) for _, _, shape in layout), "the snapshot of a merge")
     with exact_products():
         write_stream(inside(root, _path(iteration)), layout, values())
@@ -112,12 +113,13 @@ def _value(path: Path, part: Part, changes: Changes) -> tuple[torch.Tensor, floa
     """One weight after the merge, and the squared norm of what the merge changed."""
     dense = changes.dense(part.name)
     assert dense is not None, part.name
-    B_oR, A_Ri = changes.stacked(part.name) or (None, None)
+    stacked, rows_o = changes.stacked(part.name), part.matrix[0]
+    B_oR, A_Ri = (None, None) if stacked is None else part.low_rank(*stacked)
     before = Delta(B_oR, A_Ri, changes.start_value(part.name))
-    resolve = dense.bind(lambda: stored_blocks(path, part.record, before))
-    value = torch.empty(changes.shape(part.name))
+    resolve = part.dense(dense).bind(lambda: stored_blocks(path, part.record, before, rows_o), part.identity)
+    value = torch.empty(part.matrix)
     square = 0.0
-    for first, rows in stored_blocks(path, part.record, before):
+    for first, rows in stored_blocks(path, part.record, before, rows_o):
         result = resolve(rows, first)
         value[first : first + len(rows)] = result
         square += float((result.double() - rows.double()).square().sum())

@@ -37,6 +37,7 @@ SIZES = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
+SQUARE = {**SIZES, "intermediate_size": 16}
 EXPERTS = {"num_experts": 3, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
 LINEAR = {"target_modules": "all-linear"}
 GPT2 = {
@@ -74,6 +75,26 @@ ARCHITECTURES: dict[str, Callable[[], Any]] = {
         **SIZES, num_local_experts=3, num_experts_per_tok=2, tie_word_embeddings=False
     ),
     "gemma3-vision": vision_language,
+    # Square experts, whose orientation their shape does not tell: gate_up is 2 · intermediate by hidden.
+    "gpt-oss-square": lambda: transformers.GptOssConfig(
+        **SQUARE, num_local_experts=3, num_experts_per_tok=2, tie_word_embeddings=False
+    ),
+    "llama4-square": lambda: transformers.Llama4TextConfig(
+        **SQUARE,
+        intermediate_size_mlp=32,
+        num_local_experts=3,
+        num_experts_per_tok=1,
+        interleave_moe_layer_step=1,
+        attention_chunk_size=16,
+        tie_word_embeddings=False,
+    ),
+    "aria-square": lambda: transformers.AriaTextConfig(
+        **SQUARE, moe_num_experts=3, moe_topk=2, moe_num_shared_experts=1, tie_word_embeddings=False
+    ),
+    # Ties an embedding of an unusual name.
+    "mamba": lambda: transformers.MambaConfig(
+        hidden_size=32, num_hidden_layers=2, vocab_size=60, state_size=4, pad_token_id=0, bos_token_id=1, eos_token_id=2
+    ),
 }
 KINDS: dict[str, dict[str, Any]] = {
     "linear": LINEAR,
@@ -92,6 +113,11 @@ KINDS: dict[str, dict[str, Any]] = {
     "tokens": {"target_modules": ["q_proj"], "trainable_token_indices": [3, 7, 59]},
     "experts": FUSED,
     "one-of-the-experts": {**FUSED, "target_parameters": ["mlp.experts.down_proj"]},
+    "square": {"target_parameters": ["mlp.experts.gate_up_proj"], "target_modules": ["q_proj"]},
+    "square-llama4": {"target_parameters": ["feed_forward.experts.gate_up_proj"], "target_modules": ["q_proj"]},
+    "embeddings-mamba": {"target_modules": ["embeddings"]},
+    "saved-mamba": {"target_modules": ["in_proj"], "modules_to_save": ["embeddings"]},
+    "tokens-and-head": {"target_modules": ["q_proj", "lm_head"], "trainable_token_indices": [3, 7, 59]},
     "conv1d": {"target_modules": ["c_attn", "c_proj", "c_fc"], "fan_in_fan_out": True},
     "conv1d-dora": {"target_modules": ["c_attn", "c_proj", "wte"], "fan_in_fan_out": True, "use_dora": True},
     "neox-bias": {"target_modules": ["query_key_value", "dense"], "lora_bias": True},

@@ -29,13 +29,15 @@ from bam_lora.safetensors_stream import write_stream
 pytestmark = PEFT_WARNINGS
 
 CASES = [
-    *[(architecture, "linear") for architecture in ARCHITECTURES if architecture not in ("gpt2", "mixtral")],
+    *[(name, "linear") for name in ARCHITECTURES if name not in ("gpt2", "mixtral", "mamba") and "square" not in name],
     *[("llama", kind) for kind in ("rslora", "patterns", "dora", "embeddings", "embeddings-dora", "head", "both-ends")],
     *[("llama", kind) for kind in ("saved", "saved-embeddings", "tokens")],
     *[("llama-tied", kind) for kind in ("embeddings", "head", "both-ends", "saved-embeddings", "saved-tied", "tokens")],
     *[("qwen2", kind) for kind in ("lora-bias", "bias-all", "dora")],
     ("gpt2", "conv1d"), ("gpt2", "conv1d-dora"), ("gpt-neox", "neox-bias"), ("phi3", "dora"),
     ("mixtral", "experts"), ("qwen3-moe", "experts"), ("qwen3-moe", "one-of-the-experts"), ("gpt-oss", "experts"),
+    ("gpt-oss-square", "square"), ("aria-square", "square"), ("llama4-square", "square-llama4"),
+    ("mamba", "embeddings-mamba"), ("mamba", "saved-mamba"), ("llama-tied", "tokens-and-head"),
     ("gemma3-vision", "vision-language"), ("gemma3", "saved"), ("qwen3", "embeddings"),
 ]  # fmt: skip
 
