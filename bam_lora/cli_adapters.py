@@ -11,6 +11,10 @@ Run_ = Annotated[Path, typer.Argument(help="Run directory.", metavar="RUN")]
 Adapters_ = Annotated[
     list[str], typer.Option("--adapter", metavar="A", help="PEFT LoRA adapter folder. May be repeated.")
 ]
+OptionalAdapters_ = Annotated[
+    list[str] | None,
+    typer.Option("--adapter", metavar="A", help="PEFT LoRA adapter folder. May be repeated. A difference needs none."),
+]
 Weights_ = Annotated[
     list[float] | None,
     typer.Option("--weight", metavar="W", help="Weight of each adapter, in order, used as it is. Default: their mean."),
@@ -64,10 +68,17 @@ def merge(
 
 def fold(
     base: Annotated[str, typer.Option(help="Full-precision model: folder or Hub id.")],
-    adapter: Adapters_,
     output: Annotated[Path, typer.Option(help="New folder for the folded model.")],
+    adapter: OptionalAdapters_ = None,
     weight: Weights_ = None,
     method: Method_ = "linear",
+    difference: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="Add MODEL minus --difference-base, tensor by tensor.")
+    ] = None,
+    difference_base: Annotated[
+        str | None, typer.Option(metavar="BASE", help="The full-precision model that MODEL was made from.")
+    ] = None,
+    difference_weight: Annotated[float, typer.Option(metavar="W", help="Factor of that difference.")] = 1.0,
     dtype: Annotated[str | None, typer.Option(help="bfloat16, float16 or float32. Default: as the base.")] = None,
     max_shard_size: Annotated[
         str | None, typer.Option(metavar="SIZE", help="Largest file, such as 5GB or 500MB. Default: the base's files.")
@@ -87,6 +98,8 @@ def fold(
 
     Killed in the middle, the same command goes on from the files that are finished.
 
+    --difference adds what another model has learned since its base, whole and frozen: a chat vector.
+
     Example: bam-lora fold --base meta-llama/Llama-3.1-8B --adapter a --adapter b --output folded
     """
     from bam_lora.dense_methods import DenseOptions
@@ -95,10 +108,11 @@ def fold(
 
     facts = fold_adapters(
         base,
-        adapter,
+        adapter or [],
         output,
         weights=weight,
         method=method,
+        difference=_difference(difference, difference_base, difference_weight),
         dtype=dtype,
         max_shard_bytes=None if max_shard_size is None else parse_size(max_shard_size),
         rounding=rounding,
@@ -114,6 +128,21 @@ def fold(
     )
     if facts["verified"] is not None:
         _echo_verified(facts["verified"])
+
+
+def _difference(model: str | None, base: str | None, weight: float) -> tuple[str, str, float] | None:
+    from bam_lora.errors import UserError
+
+    if model is not None and base is not None:
+        return model, base, weight
+    if model is None and base is None:
+        return None
+    raise UserError.of(
+        "--difference" if base is None else "--difference-base",
+        expected="both --difference MODEL and --difference-base BASE",
+        found="it alone",
+        remedy="Name the model and the one it was made from",
+    )
 
 
 def _echo_verified(verified: dict[str, Any]) -> None:

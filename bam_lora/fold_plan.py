@@ -9,18 +9,21 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
 from bam_lora.adapter_entries import EMBEDDINGS, HEADS
 from bam_lora.adapters import Factors
 from bam_lora.checkpoint import Checkpoint
-from bam_lora.dense_change import DenseChange, turned
+from bam_lora.dense_change import Blocks, DenseChange, Resolver, turned
 from bam_lora.errors import UserError, some
 from bam_lora.fold_blocks import as_matrix
 from bam_lora.parameter_names import Piece, has_inputs_first, stored_parameters
 from bam_lora.safetensors_stream import TORCH_DTYPES, TensorRecord
+
+if TYPE_CHECKING:
+    from bam_lora.difference import StoredDifference
 
 # Square matrices do not tell which way round they are; these architectures have layers that keep the inputs first.
 _CONV1D = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer", "clvp")
@@ -57,6 +60,7 @@ class Part:
     """Rows [first, stop) of a changed weight and the matrix of the checkpoint that stores them.
 
     `flipped`: the adapters see the weight transposed; `transposed`: the checkpoint stores it transposed.
+    `difference`: what is added to the stored matrix in the end.
     """
 
     name: str
@@ -67,6 +71,7 @@ class Part:
     transposed: bool
     whole: bool  # the weight is stored in one piece
     direct: bool = False  # only what the adapters hold whole, without what they add to it
+    difference: StoredDifference | None = None
 
     @property
     def matrix(self) -> tuple[int, int]:
@@ -93,6 +98,16 @@ class Part:
         change = change.each(lambda one: one.cut(self.first, self.stop))
         change = change.each(lambda one: one.transposed()) if self.transposed else change
         return change.each(lambda one: replace(one, factors=None, magnitude=None)) if self.direct else change
+
+    def resolver(self, change: DenseChange | None, blocks: Blocks) -> Resolver | None:
+        """What computes blocks of the stored matrix once low-rank products are added, or None if that is all.
+
+        Args:
+            change: Of the weight, where it is no low-rank product.
+            blocks: The stored matrix with its low-rank products.
+        """
+        resolve = None if change is None else self.dense(change).bind(blocks, self.identity)
+        return resolve if self.difference is None else self.difference.after(resolve)
 
     def start(self, value: torch.Tensor) -> torch.Tensor:
         """The stored matrix in place of the base's."""

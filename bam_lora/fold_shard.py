@@ -186,12 +186,10 @@ class ShardFolder:
             B_oR, A_Ri = part.low_rank(*stacked)
             delta = replace(delta, B_oR=B_oR.to(self._device), A_Ri=A_Ri.to(self._device))
         dense = self._changes.dense(part.name)
-        if dense is None:
+        if dense is None and part.difference is None:
             return delta
         before = replace(delta, B_oR=_on_cpu(delta.B_oR), A_Ri=_on_cpu(delta.A_Ri))
-        resolve = part.dense(dense).bind(
-            lambda: stored_blocks(path, part.record, before, part.matrix[0]), part.identity
-        )
+        resolve = part.resolver(dense, lambda: stored_blocks(path, part.record, before, part.matrix[0]))
         return replace(delta, dense=resolve)
 
     def _copy(self, source: FileIO, file: FileIO, item: _Copy, sha: hashlib._Hash) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from bam_lora.dense_change import DenseChange, Resolver
+from bam_lora.dense_change import DenseChange
 from bam_lora.errors import UserError
 from bam_lora.fold_blocks import as_matrix, row_ranges
 from bam_lora.fold_layout import OutputShard, OutputTensor
@@ -161,14 +161,13 @@ class _Reference:
         self._start = None if start is None else part.start(start)
         self._factors = None if stacked is None else part.low_rank(*stacked)
         self.rank = 0 if self._factors is None else self._factors[1].shape[0]
-        self.resolver: Resolver | None = None
         self._dense: DenseChange | None = None
         self._elementwise = dense is not None and dense.prepare is not None
         if dense is not None:
             self.rank += sum(len(one.factors.A_ri) for one in dense.branches if one is not None and one.factors)
             # Methods that compare elements with a threshold are only the same in the same precision and blocks.
             self._dense = part.dense(dense)
-            self.resolver = self._dense.bind(self._blocks32 if self._elementwise else self._blocks, part.identity)
+        self.resolver = part.resolver(dense, self._blocks32 if self._elementwise else self._blocks)
 
     def stored(self, first: int, count: int) -> torch.Tensor:
         """Rows of the base; zeros beyond the last."""
@@ -194,8 +193,9 @@ class _Reference:
 
     def dense_terms(self, rows: Sequence[int]) -> torch.Tensor | float:
         """A bound on the magnitude of the products in what is not low rank; a magnitude may scale them up."""
-        assert self._dense is not None
         total: torch.Tensor | float = 0.0
+        if self._dense is None:
+            return total
         for one, weight in zip(self._dense.branches, self._dense.weights, strict=True):
             if one is not None and one.factors is not None:
                 sizes = one.factors.B_or[list(rows)].double().norm(dim=1)[:, None] * one.factors.A_ri.double().norm(

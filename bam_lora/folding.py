@@ -26,6 +26,7 @@ from bam_lora.checkpoint import (
     writing,
 )
 from bam_lora.dense_methods import DenseOptions
+from bam_lora.difference import Difference, Known
 from bam_lora.errors import UserError
 from bam_lora.fold_blocks import exact_products
 from bam_lora.fold_layout import plan_shards
@@ -50,6 +51,7 @@ def fold_into(
     output: Path,
     *,
     key: str,
+    difference: Difference | None = None,
     dtype: str | None = None,
     max_shard_bytes: int | None = None,
     rounding: str = "nearest",
@@ -68,6 +70,7 @@ def fold_into(
         changes: What is added to which weight.
         output: Folder to write; what stood there is replaced.
         key: Hash of everything the result is a function of.
+        difference: weight · (model - base) of two other checkpoints, added on top of the changes.
         dtype: "bfloat16", "float16" or "float32" for all floating-point tensors, or None to keep each one's.
         max_shard_bytes: The most data in one file, in bytes, or None to keep the base's files.
         rounding: "nearest", or "stochastic": without bias, by draws that follow from the seed (bf16 and fp16 results).
@@ -89,8 +92,11 @@ def fold_into(
     started = time.perf_counter()
     checkpoint = open_checkpoint(base)
     plan, changes = plan_fold(checkpoint, changes)
+    if difference is not None:
+        changes, plan = Known(changes), difference.added_to(plan, checkpoint)
     shards = plan_shards(checkpoint.shards, plan, _target_dtype(dtype), max_shard_bytes)
-    options = {"max_shard_bytes": max_shard_bytes, "rounding": [rounding, seed], "device": device}
+    options: dict[str, Any] = {"max_shard_bytes": max_shard_bytes, "rounding": [rounding, seed], "device": device}
+    options["difference"] = None if difference is None else difference.identity()
     job = Job(checkpoint, shards, plan.config, key, dtype, options)
     rounds = find_rounding(rounding, seed)
     with exact_products() as threads, writing(output), _pool(workers := min(threads, _MAXIMUM_WORKERS)) as pool:
@@ -123,6 +129,7 @@ def fold(
     *,
     weights: Sequence[float] | str | None = None,
     method: str = "linear",
+    difference: tuple[str | Path, str | Path, float] | None = None,
     dtype: str | None = None,
     max_shard_bytes: int | None = None,
     rounding: str = "nearest",
@@ -131,14 +138,18 @@ def fold(
     any_base: bool = False,
     options: DenseOptions | None = None,
 ) -> dict[str, Any]:
-    """Bakes adapters into a base: W + Σ wₖ·scalingₖ·BₖAₖ, computed in fp32 and rounded once.
+    """Bakes adapters into a base: W + Σ wₖ·scalingₖ·BₖAₖ, computed in fp32 and rounded once; also a frozen difference.
 
     Args:
         base: Model folder or Hub id, in full precision (never the 4-bit copy that was trained on).
-        adapters: Folders or Hub ids of LoRA adapters of that base, of any kind that PEFT trains.
+        adapters: Folders or Hub ids of LoRA adapters of that base, of any kind that PEFT trains; there may be none if
+            there is a difference.
         output: New folder for the model, which any tool loads as it loads the base.
         weights: One number per adapter, used as they are, or None for their mean.
         method: A name in `merge.METHODS` or `dense_methods.DENSE_METHODS`.
+        difference: (model, base, weight): weight · (model - base) is added, too, tensor by tensor, such as an instruct
+            model minus the base that it was made from. Folders or Hub ids in full precision, of `base`'s architecture
+            and vocabulary.
         dtype: "bfloat16", "float16" or "float32", or None to keep the base's.
         max_shard_bytes: See `fold_into`, as for the next three.
         rounding: "nearest" or "stochastic".
@@ -153,18 +164,26 @@ def fold(
     Raises:
         UserError: If an input is damaged or does not fit the others, or the output cannot be written.
     """
-    merged = open_adapters(adapters, weights, method, any_base=any_base, options=options)
+    merged = None
+    if adapters or difference is None or weights is not None:
+        merged = open_adapters(adapters, weights, method, any_base=any_base, options=options)
+    added = None if difference is None else Difference.open(*difference)
     folder = local_folder(base, [CONFIG, INDEX, "*.safetensors", *COMPANIONS])
-    target = claim_output(Path(output), ARTEFACT, keep=[folder, *(adapter.path for adapter in merged.adapters)])
+    inputs = [folder, *(adapter.path for adapter in (merged.adapters if merged else ()))]
+    inputs += [] if added is None else [added.model.folder, added.base.folder]
+    target = claim_output(Path(output), ARTEFACT, keep=inputs)
     checkpoint = open_checkpoint(folder)
-    if not any_base:
+    if merged is not None and not any_base:
         _check_base_name(str(base), checkpoint, merged)
     how: dict[str, Any] = {"dtype": dtype, "max_shard_bytes": max_shard_bytes, "rounding": rounding, "seed": seed}
-    key = _fold_key(checkpoint, merged, {"method": method, **how})
-    return fold_into(folder, merged, target, key=key, verify=verify, **how)
+    key = _fold_key(checkpoint, merged, added, {"method": method, **how})
+    changes = merged if merged is not None else Known(None)
+    return fold_into(folder, changes, target, key=key, difference=added, verify=verify, **how)
 
 
-def _fold_key(checkpoint: Checkpoint, merged: MergedAdapters, how: Mapping[str, Any]) -> str:
+def _fold_key(
+    checkpoint: Checkpoint, merged: MergedAdapters | None, difference: Difference | None, how: Mapping[str, Any]
+) -> str:
     """What the result is a function of; the base's shards stand for themselves by their headers and sizes.
 
     Hashing them would take as long as the fold.
@@ -172,10 +191,11 @@ def _fold_key(checkpoint: Checkpoint, merged: MergedAdapters, how: Mapping[str, 
     inputs = {
         "artefact": ARTEFACT,
         "base": {name: [header.file_bytes, header.raw.hex()] for name, header in checkpoint.shards.items()},
-        "adapters": [adapter.hashes() for adapter in merged.adapters],
-        "weights": merged.weights,
+        "adapters": [] if merged is None else [adapter.hashes() for adapter in merged.adapters],
+        "weights": [] if merged is None else merged.weights,
         **how,
-        "options": vars(merged.options),
+        "options": None if merged is None else vars(merged.options),
+        "difference": None if difference is None else difference.identity(),
     }
     return digest(inputs)
 
