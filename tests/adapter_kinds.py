@@ -104,6 +104,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "lora-bias": {"target_modules": ["q_proj", "k_proj"], "lora_bias": True},
     "bias-all": {"target_modules": ["q_proj", "k_proj"], "bias": "all"},
     "embeddings": {"target_modules": ["q_proj", "embed_tokens"]},
+    "embeddings-tied": {"target_modules": ["q_proj", "embed_tokens"], "ensure_weight_tying": True},
     "embeddings-dora": {"target_modules": ["q_proj", "embed_tokens"], "use_dora": True},
     "head": {"target_modules": ["q_proj", "lm_head"]},
     "both-ends": {"target_modules": ["embed_tokens", "lm_head"]},
@@ -148,7 +149,8 @@ def train(model: Any, seed: int, **settings: Any) -> Any:
     for name, parameter in adapted.named_parameters():
         if parameter.requires_grad:
             noise = torch.randn_like(parameter)
-            parameter.data = parameter.data * (1 + 0.1 * noise) if "magnitude" in name else parameter.data + 0.1 * noise
+            # In place, as factors of tied layers share their memory.
+            parameter.data.mul_(1 + 0.1 * noise) if "magnitude" in name else parameter.data.add_(0.1 * noise)
     return adapted
 
 

@@ -17,11 +17,16 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
+from bam_lora.adapters import Adapter
+from bam_lora.base import file_hashes, find_base
 from bam_lora.cli import app
+from bam_lora.coefficients import Coefficients
 from bam_lora.compression import truncated_dense
 from bam_lora.dense_methods import DenseOptions
 from bam_lora.errors import UserError
+from bam_lora.export import export_adapter
 from bam_lora.folding import fold
+from bam_lora.ledger import Ledger
 from bam_lora.merged_adapter import merge_adapters
 
 pytestmark = [*PEFT_WARNINGS, pytest.mark.filterwarnings("ignore:.*lora_bias=True. was passed.*")]
@@ -34,6 +39,7 @@ LOW_RANK = [
     ("llama", ["both-ends", "embeddings"]),
     ("llama-tied", ["embeddings", "embeddings"]),
     ("llama-tied", ["head", "linear"]),
+    ("llama-tied", ["embeddings-tied", "embeddings-tied"]),
     ("qwen2", ["lora-bias", "lora-bias"]),
     ("qwen2", ["lora-bias", "linear"]),
     ("gpt2", ["conv1d", "conv1d"]),
@@ -150,6 +156,23 @@ def test_equal_whole_weights_keep_every_bit(tmp_path: Path) -> None:
     whole = [name for name in before if ".lora_" not in name]
     assert len(whole) == 7
     assert all(torch.equal(before[name], after[name]) for name in whole)
+
+
+@pytest.mark.parametrize(("architecture", "kind"), [("mixtral", "experts"), ("qwen2", "lora-bias"), ("gpt2", "conv1d")])
+def test_a_run_is_exported_as_its_merge(tmp_path: Path, architecture: str, kind: str) -> None:
+    two(tmp_path, architecture, [kind, kind])
+    base = str(tmp_path / "base")
+    files = file_hashes(find_base(base), tmp_path)
+    ledger = Ledger.start(tmp_path, {"name": base, "revision": None, "files": files})
+    names = Adapter.open(tmp_path / "0").names
+    ledger.record(1, ["0", "1"], "linear", {name: Coefficients.scalar([0.7, 0.4]) for name in names})
+    ledger.save()
+    export_adapter(tmp_path, tmp_path / "exported")
+    merge_adapters([tmp_path / "0", tmp_path / "1"], tmp_path / "merged", weights=[0.7, 0.4])
+    exported, merged = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("exported", "merged"))
+    assert set(exported) == set(merged)
+    for name, tensor in merged.items():
+        torch.testing.assert_close(exported[name], tensor, rtol=1e-5, atol=1e-7)
 
 
 SHAPES = {"model.layers.0.q_proj": (40, 32), "model.layers.0.up_proj": (48, 40), "model.layers.1.up_proj": (20, 48)}
