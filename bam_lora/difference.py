@@ -133,13 +133,6 @@ class Difference:
         """
         for other in (self.model, self.base):
             _require_same_tensors(checkpoint, other)
-        if plan.rows:
-            raise UserError.of(
-                f"tensor {next(iter(plan.rows))!r} of the adapters",
-                expected="the vocabulary of the difference's models",
-                found=f"{next(iter(plan.rows.values()))} rows",
-                remedy="Fold the difference first, then the adapters that resize the vocabulary",
-            )
         if self.weight == 0:
             return plan
         tensors = checkpoint.tensors()
