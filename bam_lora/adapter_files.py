@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import re
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -170,7 +169,8 @@ def exact_config(
     """
     adapted = [slot for slot in slots if slot.layout != "bias"]
     ranks = {slot.target: products.rank(slot.names[0]) for slot in adapted}
-    usual = Counter(ranks.values()).most_common(1)[0][0] if ranks else config["r"]
+    # Servers that make room by `r` alone, such as vLLM, must find no module with more.
+    usual = max(ranks.values()) if ranks else config["r"]
     unusual = {re.escape(target): rank for target, rank in ranks.items() if rank != usual}
     parameters = sorted(slot.target for slot in adapted if slot.by_parameter)
     result = {
