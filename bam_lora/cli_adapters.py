@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -93,6 +96,7 @@ def fold(
     gamma: Gamma_ = 0.01,
     seed: Seed_ = 0,
     any_base: AnyBase_ = False,
+    device: Annotated[str, typer.Option(help="Where the products are computed: cpu or cuda.")] = "cpu",
 ) -> None:
     """Adds the (merged) deltas of LoRA adapters to a model's weights, in fp32, rounded once, block by block.
 
@@ -106,21 +110,24 @@ def fold(
     from bam_lora.fold_layout import parse_size
     from bam_lora.folding import fold as fold_adapters
 
-    facts = fold_adapters(
-        base,
-        adapter or [],
-        output,
-        weights=weight,
-        method=method,
-        difference=_difference(difference, difference_base, difference_weight),
-        dtype=dtype,
-        max_shard_bytes=None if max_shard_size is None else parse_size(max_shard_size),
-        rounding=rounding,
-        seed=seed,
-        verify=verify,
-        any_base=any_base,
-        options=DenseOptions(density, gamma, seed),
-    )
+    with _progress() as progress:
+        facts = fold_adapters(
+            base,
+            adapter or [],
+            output,
+            weights=weight,
+            method=method,
+            difference=_difference(difference, difference_base, difference_weight),
+            dtype=dtype,
+            max_shard_bytes=None if max_shard_size is None else parse_size(max_shard_size),
+            rounding=rounding,
+            seed=seed,
+            verify=verify,
+            any_base=any_base,
+            options=DenseOptions(density, gamma, seed),
+            device=device,
+            progress=progress,
+        )
     resumed = f", {facts['resumed_shards']} of {facts['shards']} files from before" if facts["resumed_shards"] else ""
     typer.echo(
         f"{output}: {facts['changed']} of {facts['tensors']} tensors changed, "
@@ -128,6 +135,21 @@ def fold(
     )
     if facts["verified"] is not None:
         _echo_verified(facts["verified"])
+
+
+@contextlib.contextmanager
+def _progress() -> Iterator[Callable[[int, int], None] | None]:
+    """A bar on a terminal; nothing in a file or a pipe."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    with typer.progressbar(length=1, label="folding", file=sys.stderr, update_min_steps=1 << 24) as bar:
+
+        def progress(count: int, total: int) -> None:
+            bar.length = total
+            bar.update(count)
+
+        yield progress
 
 
 def _difference(model: str | None, base: str | None, weight: float) -> tuple[str, str, float] | None:

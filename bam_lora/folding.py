@@ -13,6 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from bam_lora.checkpoint import (
     COMPANIONS,
     CONFIG,
@@ -39,6 +41,9 @@ from bam_lora.merge import MergedAdapters, open_adapters
 from bam_lora.store import digest
 from bam_lora.tied_weights import plan_fold
 
+# (bytes just written, bytes in all)
+Progress = Callable[[int, int], None]
+
 __all__ = ["Changes", "fold", "fold_into"]
 
 DTYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
@@ -58,7 +63,7 @@ def fold_into(
     seed: int = 0,
     verify: bool = False,
     device: str = "cpu",
-    progress: Callable[[int], None] | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Writes a base plus changes as a new model folder, sealed with `key`; whole or not at all.
 
@@ -77,7 +82,7 @@ def fold_into(
         seed: For stochastic rounding.
         verify: Compare sampled rows with float64 before the folder is put in place.
         device: Where the products are computed; the bytes are reproducible on devices of one kind.
-        progress: Called with the bytes just written, or taken over.
+        progress: Called with the bytes just written, or taken over, and those of all files.
 
     Returns:
         {"seconds", "bytes", "tensors", "changed", "weight_norm", "weight_norms": {name: ..}, "delta_norm",
@@ -98,11 +103,12 @@ def fold_into(
     options: dict[str, Any] = {"max_shard_bytes": max_shard_bytes, "rounding": [rounding, seed], "device": device}
     options["difference"] = None if difference is None else difference.identity()
     job = Job(checkpoint, shards, plan.config, key, dtype, options)
-    rounds = find_rounding(rounding, seed)
+    rounds, total = find_rounding(rounding, seed), sum(shard.file_bytes() for shard in shards)
+    note = None if progress is None else lambda count: progress(count, total)
     with exact_products() as threads, writing(output), _pool(workers := min(threads, _MAXIMUM_WORKERS)) as pool:
-        folder = ShardFolder(changes, pool, workers=workers, device=device, rounding=rounds, progress=progress)
+        folder = ShardFolder(changes, pool, workers=workers, device=device, rounding=rounds, progress=note)
         check = functools.partial(verify_folded, shards=shards, changes=changes, pool=pool) if verify else None
-        facts = write_model_folder(job, folder, output, check=check, progress=progress)
+        facts = write_model_folder(job, folder, output, check=check, progress=note)
     return {"seconds": time.perf_counter() - started, **facts}
 
 
@@ -137,6 +143,8 @@ def fold(
     verify: bool = False,
     any_base: bool = False,
     options: DenseOptions | None = None,
+    device: str = "cpu",
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Bakes adapters into a base: W + Σ wₖ·scalingₖ·BₖAₖ, computed in fp32 and rounded once; also a frozen difference.
 
@@ -157,6 +165,8 @@ def fold(
         verify: Compare sampled rows with float64.
         any_base: Allow adapters that name another base than the one given.
         options: Of the methods that work element by element.
+        device: Where the products are computed, such as "cuda".
+        progress: Called with the bytes just written and those of all files.
 
     Returns:
         What `fold_into` returns.
@@ -176,9 +186,17 @@ def fold(
     if merged is not None and not any_base:
         _check_base_name(str(base), checkpoint, merged)
     how: dict[str, Any] = {"dtype": dtype, "max_shard_bytes": max_shard_bytes, "rounding": rounding, "seed": seed}
+    how["device"] = _usable(device)
     key = _fold_key(checkpoint, merged, added, {"method": method, **how})
     changes = merged if merged is not None else Known(None)
-    return fold_into(folder, changes, target, key=key, difference=added, verify=verify, **how)
+    return fold_into(folder, changes, target, key=key, difference=added, verify=verify, progress=progress, **how)
+
+
+def _usable(device: str) -> str:
+    if device != "cpu" and not (device.startswith("cuda") and torch.cuda.is_available()):
+        found = repr(device) if torch.cuda.is_available() else f"{device!r} on a machine without CUDA"
+        raise UserError.of("device", expected="cpu or cuda", found=found, remedy="Leave it out")
+    return device
 
 
 def _fold_key(

@@ -103,7 +103,13 @@ def test_shards_and_their_index(tmp_path: Path, shards: int) -> None:
     written = []
     adapter = random_adapter(tmp_path / "a", SMALL_SHAPES)
     merged = MergedAdapters([Adapter.open(adapter)], [1.0])
-    facts = fold_into(tmp_path / "base", merged, tmp_path / "out", key="k", progress=written.append)
+    facts = fold_into(
+        tmp_path / "base",
+        merged,
+        tmp_path / "out",
+        key="k",
+        progress=lambda count, total: written.append((count, total)),
+    )
     got = load_all(tmp_path / "out")
     assert set(got) == set(tensors)
     for name, base in tensors.items():
@@ -119,7 +125,8 @@ def test_shards_and_their_index(tmp_path: Path, shards: int) -> None:
         else:
             assert json.loads(new.read_text()) == json.loads(path.read_text())
     sizes = sum(path.stat().st_size for path in (tmp_path / "out").glob("*.safetensors"))
-    assert facts["bytes"] == sizes == sum(written)
+    assert facts["bytes"] == sizes == sum(count for count, _ in written)
+    assert {total for _, total in written} == {sizes}
     assert (facts["tensors"], facts["changed"]) == (4, 2)
 
 

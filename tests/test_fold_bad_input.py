@@ -218,7 +218,7 @@ def test_an_interrupted_fold_leaves_no_folder(small: Small, tmp_path: Path) -> N
     before = sorted(os.listdir(tmp_path))
     merged = MergedAdapters([Adapter.open(small.adapter)], [1.0])
 
-    def interrupt(count: int) -> None:
+    def interrupt(count: int, total: int) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

@@ -34,12 +34,12 @@ def run(small: Small, output: Path | None = None, **options: Any) -> dict[str, A
     return fold_into(small.base, merged, output or small.out, **{"key": "k", **options})
 
 
-def after_shards(count: int) -> Callable[[int], None]:
+def after_shards(count: int) -> Callable[[int, int], None]:
     """Progress that interrupts the fold in the shard after `count` whole ones."""
     limit = SHARDS_BYTES[count - 1] if count else 0
     seen = 0
 
-    def note(written: int) -> None:
+    def note(written: int, total: int) -> None:
         nonlocal seen
         seen += written
         if seen > limit:
@@ -91,7 +91,7 @@ def test_finished_shards_are_not_written_again(small: Small, monkeypatch: pytest
         lambda self, shard, target: written.append(shard.name) or write(self, shard, target),
     )
     progress: list[int] = []
-    facts = run(small, progress=progress.append)
+    facts = run(small, progress=lambda count, total: progress.append(count))
     assert len(written) == SHARDS - count
     assert not set(written) & set(files)
     assert contents(small.out) == expected
@@ -239,7 +239,7 @@ def test_a_second_fold_into_the_same_output_is_refused(small: Small) -> None:
     begun, go_on = threading.Event(), threading.Event()
     errors: list[BaseException] = []
 
-    def wait(count: int) -> None:
+    def wait(count: int, total: int) -> None:
         begun.set()
         assert go_on.wait(30)
 
