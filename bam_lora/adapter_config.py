@@ -13,7 +13,17 @@ from bam_lora.errors import UserError
 CONFIG_FILE = "adapter_config.json"
 
 # Initialisations that leave the base as it was; all others (PiSSA, OLoRA, CorDA, LoftQ, ...) subtract from it.
-_PLAIN_INITIALISATIONS = (None, True, False, "true", "gaussian", "eva", "orthogonal")
+_PLAIN_INITIALISATIONS = (None, True, False, "true", "gaussian", "eva", "orthogonal", "mica")
+# Modules that PEFT itself adds to `modules_to_save` for a task: several names, of which a model has one.
+_TASK_MODULES = {
+    "SEQ_CLS": ("classifier", "score"),
+    "TOKEN_CLS": ("classifier", "score"),
+    "QUESTION_ANS": ("qa_outputs",),
+}
+# Keys that mean something else, or nothing, where they are of another type; each may be null.
+_FLAGS = ("lora_bias", "use_dora", "use_rslora")
+_LISTS_OF_NAMES = ("modules_to_save", "target_parameters")
+_MAPPINGS = ("alpha_pattern", "rank_pattern")
 # Keys of adapter_config.json that are read elsewhere or do not change what the tensors mean.
 _HARMLESS_KEYS = {
     "alpha_pattern",
@@ -66,6 +76,7 @@ def check_config(path: Path, config: object) -> None:
         raise _unsupported(path, "the top level", type(config).__name__, "Restore the file")
     if config.get("peft_type") != "LORA":
         raise _unsupported(path, "peft_type", config.get("peft_type"), "Only LORA is supported")
+    _check_types(path, config)
     if config.get("bias", "none") not in ("none", "all", "lora_only"):
         raise _unsupported(path, "bias", config["bias"], "Use none, all or lora_only")
     initial = config.get("init_lora_weights")
@@ -79,6 +90,19 @@ def check_config(path: Path, config: object) -> None:
     for key, value in config.items():
         if key not in _HARMLESS_KEYS and value:
             raise _unsupported(path, key, value, "This is not in this version")
+
+
+def _check_types(path: Path, config: Mapping[str, Any]) -> None:
+    """Refuses values that would be taken for others: the string "false" is true, one name is a list of its letters."""
+    for key, value in config.items():
+        if value is None:
+            continue
+        if key in _FLAGS and not isinstance(value, bool):
+            raise _unsupported(path, key, value, "It must be true or false")
+        if key in _LISTS_OF_NAMES and not (isinstance(value, list) and all(isinstance(name, str) for name in value)):
+            raise _unsupported(path, key, value, "It must be a list of names")
+        if key in _MAPPINGS and not isinstance(value, dict):
+            raise _unsupported(path, key, value, "It must be an object of patterns and numbers")
 
 
 def rank_of(path: Path, config: Mapping[str, Any], module: str) -> float:
@@ -101,19 +125,33 @@ def _patterned(path: Path, config: Mapping[str, Any], patterns_key: str, default
         value = config.get(default_key) if key is None else patterns[key]
     except (re.error, TypeError) as error:
         raise _unsupported(path, patterns_key, str(error), "Restore the file") from None
-    if isinstance(value, int | float) and math.isfinite(value) and (value > 0 or default_key == "lora_alpha"):
+    wanted = "a finite number" if default_key == "lora_alpha" else "a positive whole number"
+    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    # PEFT takes a negative alpha, which turns the delta round.
+    if number and value is not None and (default_key == "lora_alpha" or (value > 0 and value == int(value))):
         return float(value)
-    raise _unsupported(path, default_key, value, f"{default_key} must be a positive number")
+    raise _unsupported(path, default_key, value, f"{default_key} must be {wanted}")
 
 
 def is_saved_whole(config: Mapping[str, Any], name: str) -> bool:
     """Whether adapter_config.json accounts for a tensor that is a weight or bias as such, not a factor."""
-    module, _, parameter = name.rpartition(".")
-    if parameter == "bias" and config.get("bias", "none") != "none":
+    if name.endswith(".bias") and config.get("bias", "none") != "none":
         return True
-    parts = module.split(".")
-    above = [".".join(parts[: end + 1]) for end in range(len(parts))]
-    return any(path.endswith(str(saved)) for saved in config.get("modules_to_save") or () for path in above)
+    return any(is_inside(saved, name) for saved in config.get("modules_to_save") or ())
+
+
+def is_inside(saved: str, name: str) -> bool:
+    """Whether a parameter belongs to a module that an item of `modules_to_save` names, by the end of its path."""
+    parts = name.split(".")[:-1]
+    return any(".".join(parts[: end + 1]).endswith(saved) for end in range(len(parts)))
+
+
+def saved_alternatives(config: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """The items of `modules_to_save`: one of each tuple must be in the file."""
+    listed = config.get("modules_to_save") or ()
+    added = _TASK_MODULES.get(str(config.get("task_type")), ())
+    ours = tuple(name for name in listed if name in added)
+    return [*((name,) for name in listed if name not in added), *([ours] if ours else [])]
 
 
 def token_indices(path: Path, config: Mapping[str, Any], module: str, count: int) -> tuple[int, ...]:
@@ -124,8 +162,10 @@ def token_indices(path: Path, config: Mapping[str, Any], module: str, count: int
     """
     stated = config.get("trainable_token_indices")
     if isinstance(stated, dict):
-        stated = next((value for key, value in stated.items() if module.endswith(key)), None)
-    fitting = isinstance(stated, list) and all(isinstance(one, int) and one >= 0 for one in stated)
+        own = [value for key, value in stated.items() if module.endswith(key)]
+        tied = list(stated.values()) if len(stated) == 1 else [None]  # a head that is tied to the one embedding named
+        stated = (own or tied)[0]
+    fitting = isinstance(stated, list) and all(type(one) is int and one >= 0 for one in stated)
     if not fitting or len(set(stated or ())) != count:
         raise UserError.of(
             f"trainable_token_indices in {path}",

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import torch
 
-from bam_lora.adapter_config import CONFIG_FILE, is_saved_whole, rank_of, scaling_of, token_indices
+from bam_lora.adapter_config import CONFIG_FILE, is_inside, is_saved_whole, rank_of, scaling_of, token_indices
 from bam_lora.errors import UserError
 from bam_lora.safetensors_stream import Header, TensorRecord
 
@@ -28,10 +28,14 @@ _KINDS = {
     "embedding": re.compile(r"(?P<module>.+)\.lora_embedding_(?P<half>[AB])"),
     "magnitude": re.compile(r"(?P<module>.+)\.lora_magnitude_vector(\.weight)?"),
     "tokens": re.compile(r"(?P<module>.+)\.token_adapter\.trainable_tokens_delta"),
+    "duplicate": re.compile(r"(?P<module>.+)\.(original_module|modules_to_save)\.(weight|bias)"),
     "value": re.compile(r"(?P<module>.+)\.(weight|bias)"),
 }
 # What PEFT leaves aside when it loads a tensor of this kind and the configuration does not say so.
 _SAID_BY = {"bias": "lora_bias", "magnitude": "use_dora", "tokens": "trainable_token_indices"}
+_WRAPPERS = ("base_layer", "token_adapter")  # what PEFT puts between a module and its own weight
+_VECTORS = ("bias", "magnitude")
+_ANY_SHAPE = ("value", "duplicate")
 # The order in which modules of fused experts define their parameters, which is the order of PEFT's nested wrappers.
 FUSED_ORDER = ("gate_up_proj", "down_proj")
 # Input embeddings and output heads, which PEFT saves whole when the vocabulary was resized or they are adapted.
@@ -132,82 +136,104 @@ def entries_of(folder: Path, config: Mapping[str, Any], header: Header) -> dict[
     found: dict[str, dict[str, TensorRecord]] = {kind: {} for kind in _KINDS}
     for record in header.tensors.values():
         kind, key = _kind(config, header.path, record)
+        if key in found[kind] and kind != "duplicate":
+            raise _twice(header.path, record, f"{found[kind][key].name!r} as well")
         found[kind][key] = record
     path = folder / CONFIG_FILE
     entries: dict[str, Entry] = {}
     for kind in ("factor", "embedding"):
         for module in sorted({key.rpartition(":")[0] for key in found[kind]}):
-            entries.update(_pair(header.path, path, config, module, found[kind], kind))
-    for key, record in found["bias"].items():
-        module = key.rpartition(":")[0]
-        scaling = scaling_of(path, config, module)
-        entries[f"{module}.bias"] = Entry(LowRank(record, None, scaling, "bias"))
-    for module, record in found["magnitude"].items():
-        partner = entries.get(f"{module}.weight")
-        if partner is None:
-            raise _unused(header.path, record, f"lora_A and lora_B of {module} too", "a magnitude alone")
-        entries[f"{module}.weight"] = replace(partner, magnitude=record)
+            for name, entry in _pair(header.path, path, config, module, found[kind], kind).items():
+                if name in entries:
+                    raise _twice(header.path, found[kind][f"{module}:A"], "another pair for the same weight")
+                entries[name] = entry
+    _add_to_pairs(header.path, path, config, found, entries)
     for module, record in found["tokens"].items():
         tokens = Tokens(token_indices(path, config, module, record.shape[0]), record)
         entries[f"{module}.weight"] = replace(entries.get(f"{module}.weight", Entry()), tokens=tokens)
     for name, record in found["value"].items():
         entries[name] = replace(entries.get(name, Entry()), value=record)
-    _check_promises(path, config, entries)
+    for name, record in found["duplicate"].items():
+        value = found["value"].get(name)
+        if value is None or value.shape != record.shape:
+            shape = "nothing" if value is None else f"{list(value.shape)}"
+            raise _unused(header.path, record, f"{name} of shape {list(record.shape)} beside it", shape)
     return entries
 
 
-def _check_promises(path: Path, config: Mapping[str, Any], entries: Mapping[str, Entry]) -> None:
-    """What the configuration says was trained must be in the file: tensors are known to get lost when saving."""
-    if not entries:
-        return
-    kept = [name for name, entry in entries.items() if entry.value is not None]
-    promised: dict[str, bool] = {
-        "lora_bias": any(entry.low_rank and entry.low_rank.layout == "bias" for entry in entries.values()),
-        "use_dora": any(entry.magnitude is not None for entry in entries.values()),
-        "trainable_token_indices": any(entry.tokens is not None for entry in entries.values()),
-    }
-    for key, there in promised.items():
-        if config.get(key) and not there:
-            raise _lost(path, key, config[key])
-    for saved in config.get("modules_to_save") or ():
-        if not any(is_saved_whole({"modules_to_save": [saved]}, name) for name in kept):
-            raise _lost(path, "modules_to_save", saved)
-    for target in config.get("target_parameters") or ():
-        last = str(target).rpartition(".")[2]
-        if not any(name.partition("[")[0].endswith(f".{last}") for name in entries):
-            raise _lost(path, "target_parameters", target)
-
-
-def _lost(path: Path, key: str, value: object) -> UserError:
-    return UserError.of(
-        f"{key} in {path}",
-        expected="the tensors that it names in the file beside it",
-        found=f"none of {value!r}"[:120],
-        remedy="They were lost in saving; save the adapter again",
-    )
+def _add_to_pairs(
+    weights: Path,
+    path: Path,
+    config: Mapping[str, Any],
+    found: Mapping[str, Mapping[str, TensorRecord]],
+    entries: dict[str, Entry],
+) -> None:
+    """Adds biases and magnitudes to the deltas that they belong to."""
+    for kind, mark in (("bias", "bias"), ("magnitude", "magnitude")):
+        for key, record in found[kind].items():
+            module = key.rpartition(":")[0] if kind == "bias" else key
+            pair = entries.get(f"{module}.weight")
+            if pair is None or pair.low_rank is None:
+                raise _unused(weights, record, f"lora_A and lora_B of {module} too", f"a {mark} alone")
+            rows, columns = pair.low_rank.shape
+            outputs = columns if pair.low_rank.layout == "embedding" else rows
+            if record.shape != (outputs,):
+                raise UserError.of(
+                    f"tensor {record.name!r} in {weights}",
+                    expected=f"{outputs} numbers, one for each output of {module}",
+                    found=f"{record.shape[0]}",
+                    remedy="The file is damaged; save the adapter again",
+                )
+            if kind == "magnitude":
+                entries[f"{module}.weight"] = replace(pair, magnitude=record)
+            else:
+                entries[f"{module}.bias"] = Entry(LowRank(record, None, scaling_of(path, config, module), "bias"))
 
 
 def _kind(config: Mapping[str, Any], path: Path, record: TensorRecord) -> tuple[str, str]:
     """(kind of tensor, module or weight name, with the half of a pair)."""
     name = record.name.removeprefix(PREFIX)
-    if name != record.name:
-        for kind, pattern in _KINDS.items():
-            match = pattern.fullmatch(name)
-            if match is None or (kind == "value" and ".lora_" in name):
-                continue
-            dimensions = 1 if kind in ("bias", "magnitude") else 2
-            if record.dtype not in _FLOATING or (kind != "value" and len(record.shape) != dimensions):
-                found = f"{record.dtype} of shape {list(record.shape)}"
-                raise _unused(path, record, f"a floating-point {'matrix' if dimensions == 2 else 'vector'}", found)
-            if not config.get(_SAID_BY.get(kind, "peft_type")):
-                break
-            if kind == "value":
-                name = name.replace(".base_layer.", ".")
-                if not is_saved_whole(config, name) and name.split(".")[-2] not in (*EMBEDDINGS, *HEADS):
-                    break
-                return kind, name
+    if name == record.name:
+        raise _unused(path, record, f"a name that begins with {PREFIX}", "another")
+    for kind, pattern in _KINDS.items():
+        match = pattern.fullmatch(name)
+        if match is None or (kind == "value" and ".lora_" in name):
+            continue
+        _check_shape(path, record, kind)
+        if not config.get(_SAID_BY.get(kind, "peft_type")):
+            break
+        if kind not in _ANY_SHAPE:
             return kind, match["module"] + (f":{match['half']}" if "half" in match.groupdict() else "")
+        # With a resized vocabulary PEFT writes all that an embedding's wrapper holds: the trained weight under its own
+        # name and under that of the wrapper, and the frozen original, which no forward pass uses.
+        wrappers = (*_WRAPPERS, "original_module", "modules_to_save") if kind == "duplicate" else _WRAPPERS
+        name = ".".join(part for part in name.split(".") if part not in wrappers)
+        if is_saved_whole(config, name) or name.split(".")[-2] in (*EMBEDDINGS, *HEADS):
+            return kind, name
+        break
+    else:
+        if ".lora_" not in name and any(is_inside(saved, name) for saved in config.get("modules_to_save") or ()):
+            kinds = "weights and biases alone in modules_to_save"
+            raise _unused(path, record, kinds, f"a parameter {name.rpartition('.')[2]!r}")
     raise _unused(path, record, f"a tensor of LoRA or of a module saved whole, as {CONFIG_FILE} says", "neither")
+
+
+def _check_shape(path: Path, record: TensorRecord, kind: str) -> None:
+    """Refuses what is no vector or matrix of floating-point numbers, as its kind demands."""
+    wanted = "vector" if kind in _VECTORS else "vector or matrix" if kind in _ANY_SHAPE else "matrix"
+    dimensions = len(record.shape)
+    fitting = dimensions > 0 if kind in _ANY_SHAPE else dimensions == (1 if kind in _VECTORS else 2)
+    if record.dtype not in _FLOATING or not fitting:
+        raise _unused(path, record, f"a floating-point {wanted}", f"{record.dtype} of shape {list(record.shape)}")
+
+
+def _twice(path: Path, record: TensorRecord, found: str) -> UserError:
+    return UserError.of(
+        f"tensor {record.name!r} in {path}",
+        expected="one tensor for what it holds",
+        found=found,
+        remedy="Save the adapter again",
+    )
 
 
 def _unused(path: Path, record: TensorRecord, expected: str, found: str) -> UserError:
@@ -262,6 +288,9 @@ def _fused_parameter(weights: Path, config: Mapping[str, Any], module: str, A: T
     named = [str(target) for target in config.get("target_parameters") or ()]
     paths = [target.rpartition(".") for target in named]
     own = {last for above, _, last in paths if not above or f".{module}".endswith(f".{above}")}
+    strange = sorted(own - {*FUSED_ORDER, "weight"})
+    if module.endswith("experts") and strange:
+        raise _unused(weights, A, f"{' or '.join(FUSED_ORDER)} in target_parameters", strange[0])
     fused = [name for name in FUSED_ORDER if name in own]
     if module.endswith("experts") and fused:
         if depth < len(fused):

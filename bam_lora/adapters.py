@@ -15,6 +15,7 @@ import torch
 
 from bam_lora.adapter_config import CONFIG_FILE, check_config
 from bam_lora.adapter_entries import Entry, LowRank, entries_of
+from bam_lora.adapter_promises import check_promises
 from bam_lora.errors import UserError
 from bam_lora.safetensors_stream import TensorRecord, all_finite, map_tensor, read_header, read_tensor
 from bam_lora.store import hash_file, inside, read_json
@@ -64,6 +65,7 @@ class Adapter:
             raise UserError.of(
                 str(header.path), expected="LoRA tensors", found="none", remedy="Train or export the adapter again"
             )
+        check_promises(header.path, config, entries)
         return cls(folder, config, entries)
 
     @property

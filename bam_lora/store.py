@@ -83,6 +83,8 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError.of(str(path), expected="a file", found="nothing", remedy="Check the path") from None
+    except IsADirectoryError:
+        raise UserError.of(str(path), expected="a file", found="a folder", remedy="Check the path") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError.of(str(path), expected="JSON", found=str(error), remedy="Restore or delete the file") from None
 

@@ -84,7 +84,7 @@ def test_the_same_deltas_as_peft(tmp_path: Path) -> None:
     ("values", "words"),
     [
         ({"peft_type": "LOHA"}, "peft_type in .*found 'LOHA'"),
-        ({"use_dora": True}, "use_dora in .*none of True"),
+        ({"use_dora": True}, "up_proj' in .*expected lora_magnitude_vector too, as use_dora says"),
         ({"bias": "some"}, "bias in .*found 'some'"),
         ({"target_parameters": ["experts.down_proj"]}, "target_parameters in .*none of 'experts.down_proj'"),
         ({"modules_to_save": ["lm_head"]}, "modules_to_save in .*none of 'lm_head'"),
@@ -97,7 +97,7 @@ def test_the_same_deltas_as_peft(tmp_path: Path) -> None:
         ({"init_lora_weights": "corda"}, "It changed the base"),
         ({"init_lora_weights": "loftq"}, "It changed the base"),
         ({"r": 3}, "module 'model.layers.0.*expected rank 3.*found A"),
-        ({"r": 0}, "r in .*must be a positive number"),
+        ({"r": 0}, "r in .*must be a positive whole number"),
         ({"lora_alpha": None}, "lora_alpha in .*found None"),
         ({"rank_pattern": {"q_proj": 2}}, "self_attn.q_proj'.*expected rank 2"),
         ({"rank_pattern": {"(": 2}}, "rank_pattern in .*"),
@@ -131,6 +131,63 @@ def test_tensors_that_are_not_used(tmp_path: Path, tensors: dict[str, torch.Tens
     with pytest.raises(UserError, match=words) as caught:
         Adapter.open(folder)
     assert str(folder) in str(caught.value)
+
+
+UP_PROJ = "base_model.model.model.layers.0.mlp.up_proj"
+EMBEDDING = "base_model.model.model.embed_tokens"
+MAGNITUDES = {f"{Q_PROJ}.lora_magnitude_vector": torch.ones(8), f"{UP_PROJ}.lora_magnitude_vector": torch.ones(12)}
+BIASES = {f"{Q_PROJ}.lora_B.bias": torch.ones(8), f"{UP_PROJ}.lora_B.bias": torch.ones(12)}
+ON_EMBEDDING = {
+    f"{EMBEDDING}.lora_embedding_A": torch.ones(4, 30),
+    f"{EMBEDDING}.lora_embedding_B": torch.ones(8, 4),
+    f"{EMBEDDING}.lora_magnitude_vector": torch.ones(8),
+}
+DORA, BIAS, NORM = {"use_dora": True}, {"lora_bias": True}, {"modules_to_save": ["norm"]}
+
+
+@pytest.mark.parametrize(
+    ("values", "tensors", "words"),
+    [
+        (DORA, {**MAGNITUDES, f"{Q_PROJ}.lora_magnitude_vector": None}, "q_proj' in .*lora_magnitude_vector too"),
+        (DORA, {**MAGNITUDES, f"{EMBEDDING}.lora_magnitude_vector": None}, "embed_tokens' in .*lora_magnitude_vector"),
+        (DORA, {f"{EMBEDDING}.lora_magnitude_vector": torch.ones(30)}, "embed_tokens.* expected 8 numbers.*found 30"),
+        (DORA, {f"{UP_PROJ}.lora_magnitude_vector": torch.ones(8)}, "up_proj.lora_mag.* expected 12 numbers.*found 8"),
+        (DORA, {f"{Q_PROJ}.lora_magnitude_vector": torch.ones(1)}, "q_proj.lora_mag.* expected 8 numbers.*found 1"),
+        (DORA, {f"{Q_PROJ}.lora_magnitude_vector.weight": torch.ones(8)}, "lora_magnitude_vector.*vector' as well"),
+        (BIAS, {f"{Q_PROJ}.lora_B.bias": None}, "q_proj' in .*lora_B.bias too, as lora_bias says"),
+        (BIAS, {f"{UP_PROJ}.lora_B.bias": torch.ones(8)}, "up_proj.lora_B.bias' .* expected 12 numbers.*found 8"),
+        (
+            BIAS,
+            {f"{UP_PROJ}.lora_A.weight": None, f"{UP_PROJ}.lora_B.weight": None},
+            "up_proj.lora_B.bias' in .*expected lora_A and lora_B of .*found a bias alone",
+        ),
+        (
+            NORM,
+            {
+                "base_model.model.model.norm.weight": torch.ones(8),
+                "base_model.model.model.norm.base_layer.weight": torch.ones(8),
+            },
+            "norm.*weight' in .*expected one tensor for what it holds.*norm.*weight' as well",
+        ),
+        (
+            DORA,
+            {f"{EMBEDDING}.lora_A.weight": torch.ones(4, 8), f"{EMBEDDING}.lora_B.weight": torch.ones(30, 4)},
+            "embed_tokens.lora_embedding_A' in .*expected one tensor .*found another pair for the same weight",
+        ),
+    ],
+)
+def test_tensors_that_are_lost_or_there_twice(
+    tmp_path: Path, values: dict[str, Any], tensors: dict[str, torch.Tensor | None], words: str
+) -> None:
+    """One of many: what remains would fold without a word as another adapter."""
+    folder = change_config(random_adapter(tmp_path / "a", SHAPES), **values)
+    whole = {**MAGNITUDES, **ON_EMBEDDING} if values == DORA else BIASES if values == BIAS else {}
+    if values != NORM:
+        assert Adapter.open(change_tensors(folder, **whole)).names
+    change_tensors(folder, **{**whole, **tensors})
+    with pytest.raises(UserError, match=words) as caught:
+        Adapter.open(folder)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
