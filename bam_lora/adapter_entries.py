@@ -34,6 +34,7 @@ _KINDS = {
 # What PEFT leaves aside when it loads a tensor of this kind and the configuration does not say so.
 _SAID_BY = {"bias": "lora_bias", "magnitude": "use_dora", "tokens": "trainable_token_indices"}
 _WRAPPERS = ("base_layer", "token_adapter")  # what PEFT puts between a module and its own weight
+_COPIES = ("original_module", "modules_to_save")
 _VECTORS = ("bias", "magnitude")
 _ANY_SHAPE = ("value", "duplicate")
 # The order in which modules of fused experts define their parameters, which is the order of PEFT's nested wrappers.
@@ -136,7 +137,7 @@ def entries_of(folder: Path, config: Mapping[str, Any], header: Header) -> dict[
     found: dict[str, dict[str, TensorRecord]] = {kind: {} for kind in _KINDS}
     for record in header.tensors.values():
         kind, key = _kind(config, header.path, record)
-        if key in found[kind] and kind != "duplicate":
+        if key in found[kind]:
             raise _twice(header.path, record, f"{found[kind][key].name!r} as well")
         found[kind][key] = record
     path = folder / CONFIG_FILE
@@ -153,7 +154,8 @@ def entries_of(folder: Path, config: Mapping[str, Any], header: Header) -> dict[
         entries[f"{module}.weight"] = replace(entries.get(f"{module}.weight", Entry()), tokens=tokens)
     for name, record in found["value"].items():
         entries[name] = replace(entries.get(name, Entry()), value=record)
-    for name, record in found["duplicate"].items():
+    for key, record in found["duplicate"].items():
+        name = key.partition(":")[0]
         value = found["value"].get(name)
         if value is None or value.shape != record.shape:
             shape = "nothing" if value is None else f"{list(value.shape)}"
@@ -206,10 +208,9 @@ def _kind(config: Mapping[str, Any], path: Path, record: TensorRecord) -> tuple[
             return kind, match["module"] + (f":{match['half']}" if "half" in match.groupdict() else "")
         # With a resized vocabulary PEFT writes all that an embedding's wrapper holds: the trained weight under its own
         # name and under that of the wrapper, and the frozen original, which no forward pass uses.
-        wrappers = (*_WRAPPERS, "original_module", "modules_to_save") if kind == "duplicate" else _WRAPPERS
-        name = ".".join(part for part in name.split(".") if part not in wrappers)
+        name = ".".join(part for part in name.split(".") if part not in (*_WRAPPERS, *_COPIES))
         if is_saved_whole(config, name) or name.split(".")[-2] in (*EMBEDDINGS, *HEADS):
-            return kind, name
+            return kind, name if kind == "value" else f"{name}:{record.name}"
         break
     else:
         if ".lora_" not in name and any(is_inside(saved, name) for saved in config.get("modules_to_save") or ()):
@@ -228,18 +229,13 @@ def _check_shape(path: Path, record: TensorRecord, kind: str) -> None:
 
 
 def _twice(path: Path, record: TensorRecord, found: str) -> UserError:
-    return UserError.of(
-        f"tensor {record.name!r} in {path}",
-        expected="one tensor for what it holds",
-        found=found,
-        remedy="Save the adapter again",
-    )
+    return _unused(path, record, "one tensor for what it holds", found, "Save the adapter again")
 
 
-def _unused(path: Path, record: TensorRecord, expected: str, found: str) -> UserError:
-    return UserError.of(
-        f"tensor {record.name!r} in {path}", expected=expected, found=found, remedy="This is not in this version"
-    )
+def _unused(
+    path: Path, record: TensorRecord, expected: str, found: str, remedy: str = "This is not in this version"
+) -> UserError:
+    return UserError.of(f"tensor {record.name!r} in {path}", expected=expected, found=found, remedy=remedy)
 
 
 def _pair(
