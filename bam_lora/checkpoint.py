@@ -29,6 +29,7 @@ COMPANIONS = (
     "merges.txt",
     "added_tokens.json",
     "special_tokens_map.json",
+    "tekken.json",
     "chat_template*",
     "additional_chat_templates/*",
     "generation_config.json",
@@ -77,6 +78,8 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     config = read_json(folder / CONFIG)
     if not isinstance(config, dict):
         raise UserError.of(str(folder / CONFIG), expected="an object", found="none", remedy="Restore the file")
+    if not isinstance(config.get("text_config"), dict | None):
+        raise _no_object(folder / CONFIG, "text_config", config["text_config"])
     index, files = _shard_files(folder)
     shards = {name: read_header(path) for name, path in sorted(files.items())}
     _check_index(folder, index, shards)
@@ -104,6 +107,9 @@ def _shard_files(folder: Path) -> tuple[dict[str, Any] | None, dict[str, Path]]:
         raise UserError.of(
             str(folder / INDEX), expected="a weight_map of names to files", found="none", remedy="Restore the file"
         )
+    assert isinstance(index, dict)
+    if not isinstance(index.get("metadata"), dict | None):
+        raise _no_object(folder / INDEX, "metadata", index["metadata"])
     files = {}
     for file in sorted(set(weight_map.values())):
         if Path(file).name != file or file in (".", ".."):
@@ -115,6 +121,10 @@ def _shard_files(folder: Path) -> tuple[dict[str, Any] | None, dict[str, Path]]:
             )
         files[file] = folder / file
     return index, files
+
+
+def _no_object(path: Path, key: str, found: object) -> UserError:
+    return UserError.of(f"{key} in {path}", expected="an object", found=repr(found)[:80], remedy="Restore the file")
 
 
 def _check_link(folder: Path, name: str) -> None:
@@ -217,14 +227,19 @@ def claim_output(output: Path, artefact: str, *, keep: Sequence[Path]) -> Path:
         keep: Input folders that must survive.
 
     Returns:
-        The absolute output path.
+        The absolute output path, links resolved.
 
     Raises:
         UserError: If writing there would destroy something.
     """
-    target = output.expanduser().absolute()
+    try:
+        target = output.expanduser().resolve()  # a link stays one: what it leads to is replaced
+    except (OSError, RuntimeError) as error:  # links in a circle, which older versions of Python call a RuntimeError
+        raise UserError.of(
+            f"output {output}", expected="a new folder", found=first_line(error), remedy="Choose another"
+        ) from error
     for path in keep:
-        if path.resolve().is_relative_to(target.resolve()):
+        if path.resolve().is_relative_to(target):
             raise UserError.of(
                 f"output {output}", expected="a new folder", found=f"it holds the input {path}", remedy="Choose another"
             )

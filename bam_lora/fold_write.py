@@ -145,7 +145,8 @@ def _index(job: Job) -> dict[str, Any]:
     kept = job.checkpoint.shards
     if all(shard.name in kept and shard.header == kept[shard.name].raw for shard in job.shards):
         return index
-    index.setdefault("metadata", {})["total_size"] = sum(shard.data_bytes() for shard in job.shards)
+    total = sum(shard.data_bytes() for shard in job.shards)
+    index["metadata"] = {**(index.get("metadata") or {}), "total_size": total}  # null in some files
     where = {one.name: shard.name for shard in job.shards for one in shard.tensors}
     index["weight_map"] = {name: where.pop(name) for name in index.get("weight_map", {})} | where
     return index

@@ -40,7 +40,7 @@ def resolve_weights(
     elif isinstance(weights, str):
         raise _weight_error('"uniform", "tokens" or a list of numbers', repr(weights))
     else:
-        values = _listed_weights([float(weight) for weight in weights], branches)
+        values = _listed_weights(_numbers(weights), branches)
     values = [value * float(scale) for value in values]
     if not all(math.isfinite(value) for value in values):
         raise _weight_error("finite numbers", f"{values}")
@@ -54,6 +54,13 @@ def _token_weights(branches: int, tokens: Sequence[float] | None) -> list[float]
     if len(counts) != branches or not all(math.isfinite(c) and c >= 0 for c in counts) or sum(counts) == 0:
         raise _weight_error(f"the tokens of {branches} branches, not all zero", f"{counts}")
     return [count / sum(counts) for count in counts]
+
+
+def _numbers(weights: Sequence[float]) -> list[float]:
+    try:
+        return [float(weight) for weight in weights]
+    except (TypeError, ValueError):
+        raise _weight_error("numbers", repr(weights)[:80]) from None
 
 
 def _listed_weights(values: list[float], branches: int) -> list[float]:

@@ -64,7 +64,7 @@ def test_the_same_deltas_as_peft(tmp_path: Path) -> None:
         lora_alpha=6,
         target_modules=["up", "q", "xq"],
         rank_pattern={"q": 2, "x.*": 3},
-        alpha_pattern={"^up": 5},
+        alpha_pattern={"^up": -5},
         use_rslora=True,
         init_lora_weights=False,
     )
@@ -101,6 +101,14 @@ def test_the_same_deltas_as_peft(tmp_path: Path) -> None:
         ({"lora_alpha": None}, "lora_alpha in .*found None"),
         ({"rank_pattern": {"q_proj": 2}}, "self_attn.q_proj'.*expected rank 2"),
         ({"rank_pattern": {"(": 2}}, "rank_pattern in .*"),
+        ({"rank_pattern": "q_proj"}, "rank_pattern in .*found 'q_proj'.*must be an object"),
+        ({"r": True}, "r in .*found True.*must be a positive whole number"),
+        ({"r": 4.5}, "r in .*found 4.5.*must be a positive whole number"),
+        ({"lora_alpha": True}, "lora_alpha in .*must be a finite number"),
+        ({"use_rslora": "false"}, "use_rslora in .*found 'false'. It must be true or false"),
+        ({"modules_to_save": 5}, "modules_to_save in .*found 5. It must be a list of names"),
+        ({"modules_to_save": "norm"}, "modules_to_save in .*found 'norm'. It must be a list of names"),
+        ({"target_parameters": 5}, "target_parameters in .*found 5. It must be a list of names"),
     ],
 )
 def test_configurations_that_mean_something_else(tmp_path: Path, values: dict[str, Any], words: str) -> None:
@@ -124,6 +132,7 @@ def test_configurations_that_mean_something_else(tmp_path: Path, values: dict[st
         ({f"{Q_PROJ}.lora_A.weight": torch.zeros(4, 8, dtype=torch.int8)}, "floating-point matrix, found I8"),
         ({f"{Q_PROJ}.lora_A.weight": torch.zeros(5, 8)}, "expected rank 4, .*found A \\[5, 8\\]"),
         ({"extra": torch.zeros(1)}, "tensor 'extra' in"),
+        ({"base_model.model.lm_head.weight": torch.tensor(1.0)}, "lm_head.weight' in .*vector or matrix, found F32 of"),
     ],
 )
 def test_tensors_that_are_not_used(tmp_path: Path, tensors: dict[str, torch.Tensor | None], words: str) -> None:
@@ -212,6 +221,9 @@ def test_folders_that_are_none(tmp_path: Path) -> None:
         Adapter.open(folder)
     (folder / "adapter_config.json").unlink()
     with pytest.raises(UserError, match=r"adapter_config.json: expected a file"):
+        Adapter.open(folder)
+    (folder / "adapter_config.json").mkdir()
+    with pytest.raises(UserError, match=r"adapter_config.json: expected a file, found a folder"):
         Adapter.open(folder)
     save_file({}, random_adapter(tmp_path / "b", SHAPES) / "adapter_model.safetensors")
     with pytest.raises(UserError, match="expected LoRA tensors, found none"):

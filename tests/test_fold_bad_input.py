@@ -144,6 +144,33 @@ def test_an_index_that_lies(small: Small, change: dict[str, Any], words: str) ->
     assert not small.out.exists()
 
 
+@pytest.mark.parametrize("options", [{"dtype": "float32"}, {"max_shard_bytes": 400}])
+def test_an_index_without_metadata(small: Small, options: dict[str, Any]) -> None:
+    shutil.rmtree(small.base)
+    path = write_base(small.base, small_tensors(), shards=2) / "model.safetensors.index.json"
+    index = json.loads(path.read_text())
+    path.write_text(json.dumps({**index, "metadata": None}))
+    fold(small.base, [small.adapter], small.out, any_base=True, **options)
+    assert json.loads((small.out / path.name).read_text())["metadata"]["total_size"] > 0
+    path.write_text(json.dumps({**index, "metadata": "x"}))
+    with pytest.raises(UserError, match=r"metadata in .*index.json: expected an object, found 'x'"):
+        fold(small.base, [small.adapter], small.out, any_base=True, **options)
+
+
+@pytest.mark.parametrize("value", ["x", 5, ["x"]])
+def test_a_config_whose_text_config_is_none(small: Small, value: object) -> None:
+    path = small.base / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "text_config": value}))
+    with pytest.raises(UserError, match=r"text_config in .*config.json: expected an object, found"):
+        fold(small.base, [small.adapter], small.out, any_base=True)
+
+
+def test_weights_that_are_none(small: Small) -> None:
+    for weights in (["a"], [None]):
+        with pytest.raises(UserError, match=r"merge weights: expected numbers, found \["):
+            fold(small.base, [small.adapter], small.out, any_base=True, weights=weights)  # type: ignore[arg-type]
+
+
 def test_one_tensor_in_two_shards(small: Small) -> None:
     shutil.rmtree(small.base)
     write_base(small.base, small_tensors(), shards=2)
@@ -212,6 +239,23 @@ def test_the_base_is_never_overwritten(small: Small, tmp_path: Path) -> None:
         with pytest.raises(UserError, match="it holds the input"):
             fold(small.base, [small.adapter], output)
     assert store.hash_file(small.base / "model.safetensors") == before
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_an_output_that_is_a_link(small: Small, tmp_path: Path, there: bool) -> None:
+    """What it leads to is the output: people link to a larger disk."""
+    disk = tmp_path / "disk" / "model"
+    (disk if there else disk.parent).mkdir(parents=True)
+    small.out.symlink_to(disk)
+    for _ in range(2):  # anew, and over an earlier result
+        fold(small.base, [small.adapter], small.out, any_base=True)
+        assert small.out.is_symlink()
+        assert (disk / "config.json").is_file()
+        assert [path.name for path in disk.parent.iterdir()] == ["model"]
+    circle = tmp_path / "circle"
+    circle.symlink_to(circle)
+    with pytest.raises(UserError, match=r"output .*circle: expected"):
+        fold(small.base, [small.adapter], circle, any_base=True)
 
 
 def test_an_interrupted_fold_leaves_no_folder(small: Small, tmp_path: Path) -> None:
