@@ -20,18 +20,21 @@ CONFIG = "config.json"
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
-# What belongs to a model beside its weights and config. Not README: it describes the base, not the result.
-COMPANIONS = (
+TOKENIZER = (
     "tokenizer*",
     "*.model",
     "*.tiktoken",
+    "tekken.json",
     "vocab*",
     "merges.txt",
     "added_tokens.json",
     "special_tokens_map.json",
-    "tekken.json",
     "chat_template*",
     "additional_chat_templates/*",
+)
+# What belongs to a model beside its weights and config. Not README: it describes the base, not the result.
+COMPANIONS = (
+    *TOKENIZER,
     "generation_config.json",
     "*processor_config.json",
     "*.py",
@@ -61,8 +64,13 @@ class Checkpoint:
 
     def companions(self) -> list[str]:
         """Files that go along with the weights, relative to the folder."""
-        found = {path for pattern in COMPANIONS for path in self.folder.glob(pattern) if path.is_file()}
-        return sorted(path.relative_to(self.folder).as_posix() for path in found)
+        return files_like(self.folder, COMPANIONS)
+
+
+def files_like(folder: Path, patterns: Sequence[str]) -> list[str]:
+    """The files of a folder that match one of the patterns, relative to it, sorted."""
+    found = {path for pattern in patterns for path in folder.glob(pattern) if path.is_file()}
+    return sorted(path.relative_to(folder).as_posix() for path in found)
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:
@@ -85,7 +93,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     _check_index(folder, index, shards)
     checkpoint = Checkpoint(folder, config, index, shards)
     for name in (CONFIG, *([] if index is None else [INDEX]), *checkpoint.companions()):
-        _check_link(folder, name)
+        check_link(folder, name)
     _refuse_quantised(checkpoint)
     return checkpoint
 
@@ -127,10 +135,13 @@ def _no_object(path: Path, key: str, found: object) -> UserError:
     return UserError.of(f"{key} in {path}", expected="an object", found=repr(found)[:80], remedy="Restore the file")
 
 
-def _check_link(folder: Path, name: str) -> None:
+def check_link(folder: Path, name: str) -> None:
     """A text that goes along may link to the Hub's cache only: others could bring a private file into the result.
 
     Weights may be links, as people keep them on another disk: what is no tensor file is refused by its header.
+
+    Raises:
+        UserError: If the file of that name is another link that leads out of the folder.
     """
     target = (folder / name).resolve()
     cached = target.parent.name == "blobs" and target.parent.parent.name.startswith("models--")

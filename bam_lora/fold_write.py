@@ -15,6 +15,7 @@ import torch
 
 from bam_lora.checkpoint import CONFIG, INDEX, SINGLE, Checkpoint
 from bam_lora.fold_blocks import BLOCK_ELEMENTS
+from bam_lora.fold_companions import Companions
 from bam_lora.fold_layout import OutputShard
 from bam_lora.fold_resume import Parts, filling, parts_of
 from bam_lora.fold_shard import ShardFolder, Written
@@ -25,7 +26,10 @@ ARTEFACT = "folded model"
 
 @dataclass(frozen=True)
 class Job:
-    """What is written; `config`: values of config.json that change, `options`: what bytes depend on beside `key`."""
+    """What is written; `config`: values of config.json that change, `options`: what bytes depend on beside `key`.
+
+    `vocabulary`: the rows of a resized embedding, else None.
+    """
 
     checkpoint: Checkpoint
     shards: Sequence[OutputShard]
@@ -33,6 +37,8 @@ class Job:
     key: str
     dtype: str | None
     options: dict[str, Any]
+    companions: Companions
+    vocabulary: int | None = None
 
     def parts_key(self) -> str:
         """What the bytes of a shard are a function of, as far as it can be known without reading the base.
@@ -75,18 +81,17 @@ def write_model_folder(
     Raises:
         UserError: If a result is not finite, another process writes the same output, or the disk is too small.
     """
-    companions = job.checkpoint.companions()
     total = sum(shard.file_bytes() for shard in job.shards)
-    extra = sum((job.checkpoint.folder / name).stat().st_size for name in companions)
+    extra = job.companions.size_bytes
     with parts_of(output, job.parts_key()) as parts:
         finished = {shard.name: record for shard in job.shards if (record := parts.finished(shard.name)) is not None}
         parts.begin(keep=list(finished))
         require_space(output.parent, total + extra - sum(r["bytes"] for r in finished.values()), "the folded model")
         with filling(parts):
             written = _write_shards(job, folder, parts, finished, progress)
-            for name in companions:
+            for name, source in job.companions.files.items():
                 (parts.folder / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(job.checkpoint.folder / name, parts.folder / name)
+                shutil.copyfile(source, parts.folder / name)
             if [shard.name for shard in job.shards] != [SINGLE]:
                 write_json(parts.folder / INDEX, _index(job))
             facts = {**_facts(job, written.values(), total), "shards": len(job.shards), "resumed_shards": len(finished)}
@@ -136,6 +141,8 @@ def _facts(job: Job, written: Iterable[Written], total_bytes: int) -> dict[str, 
         "weight_norms": {name: math.sqrt(square) for name, square in sorted(weights.items())},
         "delta_norm": math.sqrt(math.fsum(deltas.values())),
         "delta_norms": {name: math.sqrt(square) for name, square in sorted(deltas.items())},
+        "tokenizer": job.companions.tokenizer,
+        "vocabulary": job.vocabulary,
     }
 
 

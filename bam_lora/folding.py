@@ -31,6 +31,7 @@ from bam_lora.dense_methods import DenseOptions
 from bam_lora.difference import Difference, Known
 from bam_lora.errors import UserError
 from bam_lora.fold_blocks import exact_products
+from bam_lora.fold_companions import find_companions, tokenizer_folders
 from bam_lora.fold_layout import plan_shards
 from bam_lora.fold_plan import Changes
 from bam_lora.fold_rounding import find_rounding
@@ -63,6 +64,7 @@ def fold_into(
     seed: int = 0,
     verify: bool = False,
     device: str = "cpu",
+    tokenizers: Sequence[Path] = (),
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Writes a base plus changes as a new model folder, sealed with `key`; whole or not at all.
@@ -82,13 +84,15 @@ def fold_into(
         seed: For stochastic rounding.
         verify: Compare sampled rows with float64 before the folder is put in place.
         device: Where the products are computed; the bytes are reproducible on devices of one kind.
+        tokenizers: Folders of which the first that holds a tokenizer gives it where the vocabulary is resized.
         progress: Called with the bytes just written, or taken over, and those of all files.
 
     Returns:
         {"seconds", "bytes", "tensors", "changed", "weight_norm", "weight_norms": {name: ..}, "delta_norm",
-        "delta_norms": {name: ..}, "shards", "resumed_shards", "verified"}: counts of all and of changed tensors;
-        Frobenius norms of the changed weights as they are in the base, and of what was added to them; counts of all
-        files and of those taken over; what `verify_folded` returns, or None.
+        "delta_norms": {name: ..}, "tokenizer", "vocabulary", "shards", "resumed_shards", "verified"}: counts of all
+        and of changed tensors; Frobenius norms of the changed weights as they are in the base, and of what was added
+        to them; "base" or the folder that the tokenizer is from; the rows of a resized embedding, or None; counts of
+        all files and of those taken over; what `verify_folded` returns, or None.
 
     Raises:
         UserError: If the base is damaged, quantised or does not fit the changes, a result is not finite or does not
@@ -102,7 +106,9 @@ def fold_into(
     shards = plan_shards(checkpoint.shards, plan, _target_dtype(dtype), max_shard_bytes)
     options: dict[str, Any] = {"max_shard_bytes": max_shard_bytes, "rounding": [rounding, seed], "device": device}
     options["difference"] = None if difference is None else difference.identity()
-    job = Job(checkpoint, shards, plan.config, key, dtype, options)
+    vocabulary = max(plan.rows.values(), default=None)
+    companions = find_companions(checkpoint, tokenizers if vocabulary is not None else ())
+    job = Job(checkpoint, shards, plan.config, key, dtype, options, companions, vocabulary)
     rounds, total = find_rounding(rounding, seed), sum(shard.file_bytes() for shard in shards)
     note = None if progress is None else lambda count: progress(count, total)
     with exact_products() as threads, writing(output), _pool(workers := min(threads, _MAXIMUM_WORKERS)) as pool:
@@ -151,7 +157,7 @@ def fold(
     Args:
         base: Model folder or Hub id, in full precision (never the 4-bit copy that was trained on).
         adapters: Folders or Hub ids of LoRA adapters of that base, of any kind that PEFT trains; there may be none if
-            there is a difference.
+            there is a difference. Where they resize the vocabulary, their tokenizer takes the place of the base's.
         output: New folder for the model, which any tool loads as it loads the base.
         weights: One number per adapter, used as they are, or None for their mean.
         method: A name in `merge.METHODS` or `dense_methods.DENSE_METHODS`.
@@ -189,7 +195,8 @@ def fold(
     how["device"] = _usable(device)
     key = _fold_key(checkpoint, merged, added, {"method": method, **how})
     changes = merged if merged is not None else Known(None)
-    return fold_into(folder, changes, target, key=key, difference=added, verify=verify, progress=progress, **how)
+    how |= {"tokenizers": tokenizer_folders(merged.adapters if merged is not None else ()), "progress": progress}
+    return fold_into(folder, changes, target, key=key, difference=added, verify=verify, **how)
 
 
 def _usable(device: str) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from bam_lora.adapters import CONFIG_FILE, WEIGHTS_FILE, Adapter
-from bam_lora.checkpoint import local_folder, same_base
+from bam_lora.checkpoint import TOKENIZER, local_folder, same_base
 from bam_lora.coefficients import Coefficients, gram, stack
 from bam_lora.dense_change import Blocks, BranchWeight, Combine, DeltaOf, DenseChange
 from bam_lora.dense_methods import DENSE_METHODS, DenseOptions, check_options, prepare
@@ -32,7 +32,7 @@ __all__ = [
     "stack",
 ]
 
-_ADAPTER_FILES = (CONFIG_FILE, WEIGHTS_FILE)
+_ADAPTER_FILES = (CONFIG_FILE, WEIGHTS_FILE, *TOKENIZER)
 
 
 class MergedAdapters:

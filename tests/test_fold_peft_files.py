@@ -138,3 +138,40 @@ def test_kinds_that_are_not_supported_are_named(
     train(model, 1, target_modules=target, **settings).save_pretrained(tmp_path / "adapter")
     with pytest.raises(UserError, match=words):
         Adapter.open(tmp_path / "adapter")
+
+
+def write_files(folder: Path, *names: str) -> None:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(f"{folder.name}: {name}")
+
+
+def test_a_resized_vocabulary_brings_its_tokenizer(tmp_path: Path) -> None:
+    model = resized(tmp_path, tied=False)
+    train(copy.deepcopy(model), 1, target_modules=["q_proj"]).save_pretrained(tmp_path / "more")
+    small = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype=torch.float32)
+    train(small, 2, target_modules=["q_proj"]).save_pretrained(tmp_path / "plain")
+    write_files(tmp_path / "base", "tokenizer.json", "tokenizer.model", "tekken.json", "added_tokens.json", "LICENSE")
+    write_files(tmp_path / "plain", "tokenizer.json", "tokenizer_config.json")
+    write_files(tmp_path / "more", "chat_template.jinja")
+
+    def companions(*adapters: str) -> dict[str, str]:
+        weights = [1.0, *[0.0] * (len(adapters) - 1)]
+        folders = [tmp_path / name for name in adapters]
+        facts = fold(tmp_path / "base", folders, tmp_path / "out", any_base=True, weights=weights)
+        owner = "base" if facts["tokenizer"] == "base" else Path(facts["tokenizer"]).name
+        assert facts["vocabulary"] == (67 if "more" in adapters else None)
+        assert (tmp_path / "out" / "LICENSE").read_text() == "base: LICENSE"
+        found = [path for path in (tmp_path / "out").iterdir() if path.name.startswith(("to", "te", "ad", "ch"))]
+        return {"": owner, **{path.name: path.read_text().partition(":")[0] for path in found}}
+
+    of_base = dict.fromkeys(("", "tokenizer.json", "tokenizer.model", "tekken.json", "added_tokens.json"), "base")
+    assert companions("plain") == of_base, "nothing was resized"
+    assert companions("more") == of_base, "a chat template alone is no tokenizer"
+    write_files(tmp_path / "more", "tokenizer.json", "tokenizer_config.json")
+    names = ("", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+    assert companions("more", "plain") == dict.fromkeys(names, "more"), "never mixed with the base's"
+    (tmp_path / "private").write_text("secret")
+    (tmp_path / "more" / "vocab.txt").symlink_to(tmp_path / "private")
+    with pytest.raises(UserError, match=r"more/vocab.txt: expected a file of its own folder, found a link"):
+        companions("more")
