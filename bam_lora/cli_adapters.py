@@ -133,6 +133,12 @@ def fold(
         f"{output}: {facts['changed']} of {facts['tensors']} tensors changed, "
         f"{facts['bytes'] / 1e9:.2f} GB in {facts['seconds']:.1f} s{resumed}"
     )
+    if facts["vocabulary"] is not None and facts["tokenizer"] == "base":
+        typer.echo(
+            f"warning: the vocabulary has {facts['vocabulary']} rows now and the tokenizer is still the base's; "
+            "put the adapter's tokenizer files beside the model",
+            err=True,
+        )
     if facts["verified"] is not None:
         _echo_verified(facts["verified"])
 

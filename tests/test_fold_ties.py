@@ -23,7 +23,9 @@ from adapter_kinds import (
     train,
 )
 from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
 
+from bam_lora.cli import app
 from bam_lora.dense_methods import DenseOptions
 from bam_lora.errors import UserError
 from bam_lora.folding import fold
@@ -127,3 +129,20 @@ def test_methods_by_element_see_the_stored_tensors(tmp_path: Path) -> None:
     for mask in masks:
         assert 0.4 < mask.double().mean() < 0.6
     assert not any(torch.equal(one, two) for one, two in itertools.pairwise(masks))
+
+
+def test_a_resized_vocabulary_without_its_tokenizer_is_said(tmp_path: Path) -> None:
+    model = make_model(ARCHITECTURES["llama"]())
+    model.save_pretrained(tmp_path / "base")
+    model.resize_token_embeddings(67)
+    adapted = train(model, 1, target_modules=["q_proj"])
+    adapted.save_pretrained(tmp_path / "adapter", save_embedding_layers=True)
+    command = ["fold", "--base", str(tmp_path / "base"), "--adapter", str(tmp_path / "adapter"), "--any-base"]
+    result = CliRunner().invoke(app, [*command, "--output", str(tmp_path / "out")])
+    assert result.exit_code == 0
+    assert "warning: the vocabulary has 67 rows now and the tokenizer is still the base's" in result.stderr
+    (tmp_path / "adapter" / "tokenizer.json").write_text("{}")
+    result = CliRunner().invoke(app, [*command, "--output", str(tmp_path / "other")])
+    assert result.exit_code == 0
+    assert "warning" not in result.stderr
+    assert (tmp_path / "other" / "tokenizer.json").read_text() == "{}"
