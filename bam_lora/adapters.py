@@ -152,6 +152,13 @@ class Adapter:
         entry = self._entries[name]
         return entry.low_rank is None and entry.value is None
 
+    def identity(self) -> dict[str, Any]:
+        """What tells it from another: its configuration, and of the weights the header, the size and the time."""
+        weights = self.path / WEIGHTS_FILE
+        header, status = read_header(weights), weights.stat()
+        config = hash_file(self.path / CONFIG_FILE)
+        return {"config": config, "header": header.raw.hex(), "bytes": status.st_size, "time_ns": status.st_mtime_ns}
+
     def hashes(self) -> dict[str, dict[str, Any]]:
         """{file: {"bytes", "sha256"}} of the two files that make the adapter."""
         paths = [self.path / CONFIG_FILE, self.path / WEIGHTS_FILE]

@@ -13,7 +13,7 @@ import queue
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -21,7 +21,7 @@ import torch
 from bam_lora.dense_change import Resolver
 from bam_lora.errors import UserError
 from bam_lora.fold_rounding import Rounding
-from bam_lora.safetensors_stream import TORCH_DTYPES, TensorRecord, byte_view, read_rows
+from bam_lora.safetensors_stream import TORCH_DTYPES, TensorRecord, byte_view, map_tensor
 
 # Part of the format: 2 MB of fp32, so that a block and its result stay in a core's second-level cache.
 BLOCK_ELEMENTS = 1 << 19
@@ -139,15 +139,13 @@ class BlockComputer:
         delta = block.delta.result() if block.delta is not None else Delta()
         buffer = self._free.get()
         size = (block.rows, block.columns)
-        stored = buffer.matrix(*size, TORCH_DTYPES[block.record.dtype])
-        _read_stored(block.path, block.record, stored, block.first)
         original, result = (self._work_buffer(name).matrix(*size, torch.float32) for name in ("original", "result"))
-        original.copy_(stored)
+        _read_stored(block.path, block.record, original, block.first)
         weight_square = _square(original)
         result = delta.add(original, block.first, result)
         if delta.dense is not None:
             result = delta.dense(result.cpu(), block.first).to(result.device)
-        rounded = buffer.matrix(*size, block.dtype)  # the stored bytes in it are not needed any more
+        rounded = buffer.matrix(*size, block.dtype)
         self._rounding(result, rounded, f"{block.name}:{block.record.name}:{block.record.start}:{block.first}")
         _check_finite(block, result)
         delta_square = 0.0
@@ -163,9 +161,14 @@ class BlockComputer:
 
 
 def _read_stored(path: Path, record: TensorRecord, into: torch.Tensor, first: int) -> None:
-    """Rows as stored; zeros beyond the last."""
-    there = max(0, min(len(into), as_matrix(record.shape)[0] - first))
-    read_rows(path, record, into[:there], first)
+    """Rows in the type of `into`; zeros beyond the last."""
+    rows, columns = as_matrix(record.shape)
+    there = max(0, min(len(into), rows - first))
+    row_bytes = columns * TORCH_DTYPES[record.dtype].itemsize
+    start = record.start + first * row_bytes
+    part = replace(record, shape=(there, columns), start=start, stop=start + there * row_bytes)
+    if part.stop > part.start:  # straight from the page cache, without a copy in between
+        into[:there].copy_(map_tensor(path, part))
     into[there:] = 0
 
 
@@ -176,9 +179,8 @@ def stored_blocks(path: Path, record: TensorRecord, delta: Delta, rows: int) -> 
     """
     columns = as_matrix(record.shape)[1]
     for first, count in row_ranges(rows, columns) if columns else ():
-        stored = torch.empty(count, columns, dtype=TORCH_DTYPES[record.dtype])
-        _read_stored(path, record, stored, first)
-        original = stored.float()
+        original = torch.empty(count, columns)
+        _read_stored(path, record, original, first)
         yield first, delta.add(original, first, torch.empty_like(original))
 
 
@@ -189,7 +191,10 @@ def _square(matrix: torch.Tensor) -> float:
 
 
 def _check_finite(block: Block, result: torch.Tensor) -> None:
-    """The extremes, rounded as the rest was: one pass that sees NaN, Inf and an overflow of the narrower type."""
+    """Sees NaN, Inf and an overflow of the narrower type; the sum of squares bounds every element, if it is small."""
+    flat = result.reshape(-1)
+    if float(torch.dot(flat, flat)) < min(torch.finfo(block.dtype).max, 1e19) ** 2 / 4:
+        return
     extremes = torch.stack(torch.aminmax(result))
     # Some conversions to 8 bits clamp what is too large.
     clamped = block.dtype.itemsize == 1 and bool((extremes.abs() > torch.finfo(block.dtype).max).any())

@@ -209,14 +209,14 @@ def _usable(device: str) -> str:
 def _fold_key(
     checkpoint: Checkpoint, merged: MergedAdapters | None, difference: Difference | None, how: Mapping[str, Any]
 ) -> str:
-    """What the result is a function of; the base's shards stand for themselves by their headers and sizes.
+    """What the result is a function of; files stand for themselves by headers and sizes, adapters by their time, too.
 
     Hashing them would take as long as the fold.
     """
     inputs = {
         "artefact": ARTEFACT,
         "base": {name: [header.file_bytes, header.raw.hex()] for name, header in checkpoint.shards.items()},
-        "adapters": [] if merged is None else [adapter.hashes() for adapter in merged.adapters],
+        "adapters": [] if merged is None else [adapter.identity() for adapter in merged.adapters],
         "weights": [] if merged is None else merged.weights,
         **how,
         "options": None if merged is None else vars(merged.options),
