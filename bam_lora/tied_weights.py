@@ -22,6 +22,8 @@ from bam_lora.fold_plan import Changes, FoldPlan, check_apart, place
 _EMBEDDING_ENDS = tuple(f"{module}.weight" for module in EMBEDDINGS)
 _HEAD_ENDS = tuple(f"{module}.weight" for module in HEADS)
 _HEAD = "lm_head.weight"
+# Models that share the configuration of one with an output head and have none: there is nothing to untie.
+_HEADLESS = ("ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering")
 _FLAG = "tie_word_embeddings"
 
 
@@ -115,6 +117,8 @@ def _adds_to_whole(dense: DenseChange) -> bool:
 
 def _is_tied(config: Mapping[str, Any], stored_head: str | None) -> bool:
     """As config.json says; where it says nothing, a model without a stored head has its embedding as one."""
+    if stored_head is None and str((config.get("architectures") or [""])[0]).endswith(_HEADLESS):
+        return False
     text = config.get("text_config")
     stated = config.get(_FLAG, text.get(_FLAG) if isinstance(text, dict) else None)
     return stored_head is None if stated is None else bool(stated)

@@ -145,7 +145,9 @@ def logits(model: Any, vocabulary: int = 60) -> torch.Tensor:
 def train(model: Any, seed: int, **settings: Any) -> Any:
     """A PEFT model whose trainable tensors are far from where they began: deltas of some 5 to 50 % of the weights."""
     torch.manual_seed(seed)
-    adapted = get_peft_model(model, LoraConfig(r=4, lora_alpha=8, task_type="CAUSAL_LM", **settings)).eval()
+    adapted = get_peft_model(
+        model, LoraConfig(**{"r": 4, "lora_alpha": 8, "task_type": "CAUSAL_LM", **settings})
+    ).eval()
     for name, parameter in adapted.named_parameters():
         if parameter.requires_grad:
             noise = torch.randn_like(parameter)

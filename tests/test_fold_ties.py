@@ -146,3 +146,18 @@ def test_a_resized_vocabulary_without_its_tokenizer_is_said(tmp_path: Path) -> N
     assert result.exit_code == 0
     assert "warning" not in result.stderr
     assert (tmp_path / "other" / "tokenizer.json").read_text() == "{}"
+
+
+def test_a_classifier_has_no_head_to_untie(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(**SIZES, num_labels=3, tie_word_embeddings=True)
+    model = transformers.AutoModelForSequenceClassification.from_config(config).eval()
+    model.save_pretrained(tmp_path / "base")
+    base = logits(model)
+    adapted = train(model, 1, target_modules=["q_proj", "embed_tokens"], task_type="SEQ_CLS")
+    adapted.save_pretrained(tmp_path / "adapter")
+    fold(tmp_path / "base", [tmp_path / "adapter"], tmp_path / "out", any_base=True)
+    kinds = transformers.AutoModelForSequenceClassification
+    folded, found = kinds.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not any(found[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")), found
+    assert_same_effect(logits(folded.eval()), logits(adapted), base)
