@@ -3,6 +3,7 @@
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 	if $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then echo $$python; break; fi; done)
 BIN := .venv/bin
+TEST_JOBS ?= 2
 READY := .venv/.ready
 
 .PHONY: help setup quickstart test test-slow lint format docs bench bench-forgetting bench-fold bench-precision clean
@@ -33,7 +34,7 @@ quickstart: $(READY)
 	@$(BIN)/bam-lora quickstart
 
 test: $(READY)
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	$(BIN)/python -m pytest -m "not slow and not gpu" -n $(TEST_JOBS) --dist loadfile
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow

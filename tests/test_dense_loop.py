@@ -123,6 +123,3 @@ def test_whole_weights_go_when_newer_ones_are_there(tiny_base: Path, tmp_path: P
     child.verify()
     assert child.names() == ledger.names()
     run(recipe(tiny_base, tmp_path), root)  # finished: finds all that it needs
-    two = tmp_path / "mixed"
-    run(recipe(tiny_base, tmp_path, method="dare_linear"), two)
-    assert hash_file(two / "model" / "model.safetensors") != hash_file(root / "model" / "model.safetensors")
