@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from bam_lora.adapters import Adapter
 from bam_lora.coefficients import Coefficients
@@ -24,6 +24,8 @@ from bam_lora.recipe_rules import SELECTED
 from bam_lora.snapshots import write_merged
 from bam_lora.stages import Context
 from bam_lora.store import digest, read_record, write_record
+
+_Found = TypeVar("_Found", LearnedWeights, SearchedWeights)
 
 
 @dataclass(frozen=True)
@@ -136,21 +138,13 @@ def _snapshot(context: Context, number: int, merged: MergedAdapters) -> tuple[st
 def _learned(
     context: Context, iteration: IterationPlan, adapters: Sequence[Adapter], weights: Sequence[float]
 ) -> LearnedWeights:
-    assert context.selection is not None
-    number = iteration.iteration
-
-    def on_step(step: int, steps: int) -> None:
-        context.stop.check()
-        context.progress.stage(f"iteration {number}: learning the merge weights, step {step}/{steps}")
-
-    result = learn_merge(
-        context.model(number - 1, context.training_load),
-        adapters, weights, context.selection, context.recipe, iteration, iteration.merge["learned"],
-        on_step=on_step,
-    )  # fmt: skip
+    result = _on_selection(
+        context, iteration, adapters, weights, learn_merge, "learned", "learning the merge weights, step {}/{}"
+    )
     last = result.history[result.best]
     context.progress.say(
-        f"iteration {number}: merge weights learned, held-out target {last['target']:.4f}, source {last['source']:.4f}"
+        f"iteration {iteration.iteration}: merge weights learned, held-out target {last['target']:.4f}, "
+        f"source {last['source']:.4f}"
     )
     return result
 
@@ -158,18 +152,33 @@ def _learned(
 def _searched(
     context: Context, iteration: IterationPlan, adapters: Sequence[Adapter], weights: Sequence[float]
 ) -> SearchedWeights:
+    result = _on_selection(
+        context, iteration, adapters, weights, search_merge, "search", "searching the merge weights, {} of at most {}"
+    )
+    found = "/".join(f"{weight:g}" for weight in result.weights)
+    context.progress.say(f"iteration {iteration.iteration}: merge weights {found}, of {len(result.trials)} candidates")
+    return result
+
+
+def _on_selection(
+    context: Context,
+    iteration: IterationPlan,
+    adapters: Sequence[Adapter],
+    weights: Sequence[float],
+    find: Callable[..., _Found],
+    settings: str,
+    doing: str,
+) -> _Found:
+    """Finds weights by the selection sets on the branches' own base; a stop is heeded at every step."""
     assert context.selection is not None
     number = iteration.iteration
 
     def on_step(step: int, steps: int) -> None:
         context.stop.check()
-        context.progress.stage(f"iteration {number}: searching the merge weights, {step} of at most {steps}")
+        context.progress.stage(f"iteration {number}: {doing.format(step, steps)}")
 
-    result = search_merge(
+    return find(
         context.model(number - 1, context.training_load),
-        adapters, weights, context.selection, context.recipe, iteration, iteration.merge["search"],
+        adapters, weights, context.selection, context.recipe, iteration, iteration.merge[settings],
         on_step=on_step,
     )  # fmt: skip
-    found = "/".join(f"{weight:g}" for weight in result.weights)
-    context.progress.say(f"iteration {number}: merge weights {found}, of {len(result.trials)} candidates")
-    return result

@@ -10,6 +10,7 @@ import torch
 
 from bam_lora.checkpoint import open_checkpoint
 from bam_lora.dense_change import DenseChange
+from bam_lora.difference import Known
 from bam_lora.errors import UserError
 from bam_lora.fold_blocks import Delta, exact_products, stored_blocks
 from bam_lora.fold_plan import Changes, Part, check_apart, place
@@ -42,8 +43,7 @@ class _Over:
     """The dense changes of a merge on top of a state of the weights."""
 
     def __init__(self, before: Changes, merged: Changes, names: Sequence[str]) -> None:
-        self._before, self._merged, self._names = before, merged, list(names)
-        self._known = set(before.names())
+        self._before, self._merged, self._names = Known(before), merged, list(names)
 
     def names(self) -> list[str]:
         return self._names
@@ -52,10 +52,10 @@ class _Over:
         return self._merged.shape(name)
 
     def stacked(self, name: str) -> tuple[torch.Tensor, torch.Tensor] | None:
-        return self._before.stacked(name) if name in self._known else None
+        return self._before.stacked(name)
 
     def start_value(self, name: str) -> torch.Tensor | None:
-        return self._before.start_value(name) if name in self._known else None
+        return self._before.start_value(name)
 
     def dense(self, name: str) -> DenseChange | None:
         return self._merged.dense(name)
