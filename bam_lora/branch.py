@@ -1,4 +1,4 @@
-"""One branch: a fresh LoRA adapter trained on one slice by TRL's `SFTTrainer`, resumable, checked at every step."""
+"""One branch: a fresh LoRA adapter trained on one slice by a TRL trainer, resumable, checked at every step."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ import gc
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from bam_lora.base import Loading, device
 from bam_lora.branch_callbacks import CheckpointSeal, FiniteGuard, KeepAdapters, MetricsLog, StepReport, StopOnRequest
 from bam_lora.errors import Interrupted, UserError, first_line
 from bam_lora.interrupt import StopRequest
@@ -28,46 +27,41 @@ OnStep = Callable[[int, float | None], None]
 _FULL_BYTES = 1 << 20
 
 
-@dataclass(frozen=True)
-class AdapterSettings:
-    """A LoRA adapter, in PEFT's terms."""
+class MakeTrainer(Protocol):
+    """Makes the trainer of one branch."""
 
-    r: int
-    alpha: int
-    target_modules: str | list[str]
-    dropout: float = 0.0
-    rslora: bool = False
+    def __call__(self, view: Any, output: Path, callbacks: Sequence[Any]) -> Any:
+        """A transformers Trainer of `view` (the base, this branch's alone) with its data, adapter and seed.
+
+        Args:
+            view: The base; whatever is done to it is gone afterwards.
+            output: Where its checkpoints go.
+            callbacks: To be called before any others.
+        """
 
 
 @dataclass(frozen=True)
 class BranchJob:
-    """What one branch is to do. `arguments` are `SFTConfig` fields; `label` names it in messages."""
+    """What one branch is to do; `label` names it in messages, `base_name` is what its adapter says of its base."""
 
     label: str
     key: str
-    seed: int
     steps: int
     tokens: int
-    sequence_length: int
-    adapter: AdapterSettings
-    arguments: Mapping[str, Any]
     base_name: str
     keep_checkpoints: bool = False
 
 
 def train_branch(
-    model: Any, how: Loading, tokenizer: Any, rows: Any, job: BranchJob, folder: Path, *, on_step: OnStep,
-    stop: StopRequest,
-) -> dict[str, Any]:  # fmt: skip
+    model: Any, job: BranchJob, folder: Path, make: MakeTrainer, *, on_step: OnStep, stop: StopRequest
+) -> dict[str, Any]:
     """Trains one branch into `folder`, goes on from its newest whole checkpoint, or finds it done.
 
     Args:
         model: The loaded base; it is left as it was.
-        how: How it was loaded.
-        tokenizer: Its tokenizer.
-        rows: Packed rows (`input_ids`, `seq_lengths`).
-        job: Seed, steps, adapter, trainer arguments.
+        job: Steps, tokens, names.
         folder: Gets `adapter/`, `metrics.jsonl` and, last, the manifest.
+        make: Makes its trainer.
         on_step: Called after every optimizer step with the step and the last logged loss.
         stop: Checked after every step; a request leaves a checkpoint.
 
@@ -99,7 +93,8 @@ def train_branch(
             shutil.rmtree(folder / TRAJECTORY, ignore_errors=True)
         # Before the seal: a branch goes on from a sealed checkpoint, and would not come by this step again.
         callbacks.insert(0, KeepAdapters(folder / TRAJECTORY, lambda model, place: _save_adapter(model, place, job)))
-    trainer = _trainer(branch_view(model), how, tokenizer, rows, job, folder / CHECKPOINTS, callbacks)
+    trainer = make(branch_view(model), folder / CHECKPOINTS, callbacks)
+    _settle(trainer)
     with _clear_when_full(folder), _no_input_casting(trainer):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if trainer.state.global_step < job.steps:
@@ -165,48 +160,10 @@ def _clear_when_full(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def _trainer(
-    view: Any, how: Loading, tokenizer: Any, rows: Any, job: BranchJob, output: Path, callbacks: list[Any]
-) -> Any:
+def _settle(trainer: Any) -> None:
+    """Takes the libraries' own displays from a trainer, and keeps what it trains in fp32."""
     import transformers
-    from peft import LoraConfig
-    from trl import SFTConfig, SFTTrainer
 
-    adapter = job.adapter
-    config = LoraConfig(
-        r=adapter.r,
-        lora_alpha=adapter.alpha,
-        target_modules=adapter.target_modules,
-        lora_dropout=adapter.dropout,
-        use_rslora=adapter.rslora,
-        task_type="CAUSAL_LM",
-    )
-    arguments = SFTConfig(
-        **{
-            "warmup_steps": 0,
-            "report_to": "none",
-            "dataloader_pin_memory": device() != "cpu",
-            **job.arguments,
-            "output_dir": str(output),
-            "max_steps": job.steps,
-            "seed": job.seed,
-            "data_seed": job.seed,
-            "use_cpu": device() == "cpu",
-            "bf16": how.compute_dtype == "bfloat16",
-            "fp16": how.compute_dtype == "float16",
-            "packing": True,
-            "packing_strategy": "bfd_split",
-            "max_length": job.sequence_length,
-            "dataset_kwargs": {"skip_prepare_dataset": True},
-            "save_strategy": "steps",
-            "eval_strategy": "no",
-            "disable_tqdm": True,
-            "logging_nan_inf_filter": False,
-        }
-    )
-    trainer = SFTTrainer(
-        view, args=arguments, train_dataset=rows, processing_class=tokenizer, peft_config=config, callbacks=callbacks
-    )
     for unwanted in (transformers.PrinterCallback, transformers.ProgressCallback):
         trainer.remove_callback(unwanted)
     # TRL casts the adapter of a quantised base to bf16; small updates are lost there, and a resumed adapter is fp32.
@@ -214,7 +171,6 @@ def _trainer(
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
     assert_not_repacked(trainer.model)
-    return trainer
 
 
 def _save_adapter(model: Any, folder: Path, job: BranchJob) -> None:

@@ -97,6 +97,16 @@ class Lora(Section):
     def _double_rank(cls, value: Any, info: ValidationInfo) -> Any:
         return 2 * info.data.get("r", 1) if value is None else value
 
+    def arguments(self) -> dict[str, Any]:
+        """All of it as keyword arguments of PEFT's `LoraConfig`."""
+        return {
+            "r": self.r,
+            "lora_alpha": self.alpha,
+            "target_modules": self.target_modules,
+            "lora_dropout": self.dropout,
+            "use_rslora": self.rslora,
+        }
+
 
 class Quantization(Section):
     """The frozen base under the adapter while a branch trains; folding always uses the full weights."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bam_lora.base import BaseFiles, Loading, load_model
-from bam_lora.branch import ADAPTER, AdapterSettings, BranchJob, train_branch
+from bam_lora.branch import ADAPTER, BranchJob, MakeTrainer, train_branch
 from bam_lora.folding import fold_into
 from bam_lora.interrupt import StopRequest
 from bam_lora.ledger import Ledger
@@ -22,6 +22,7 @@ from bam_lora.report.format import scores_line
 from bam_lora.rundir import RunDirectory
 from bam_lora.scoring import Windowed, sample_texts, score_sets
 from bam_lora.scoring_sets import scoring_load, training_load
+from bam_lora.sft_branch import SftBranch
 from bam_lora.store import digest, link_or_copy, new_folder, read_record, seal, verify, write_record
 from bam_lora.views import adapted, count_linear_modules
 
@@ -47,6 +48,9 @@ class ModelSlot:
         release_memory()
 
 
+MakeBranchTrainer = Callable[["Context", BranchPlan], MakeTrainer]
+
+
 @dataclass
 class Context:
     """What every stage of one run works with."""
@@ -62,6 +66,7 @@ class Context:
     selection: Windowed | None
     progress: RunProgress
     stop: StopRequest
+    make_trainer: MakeBranchTrainer = field(default_factory=lambda: recipe_trainer)
     slot: ModelSlot = field(default_factory=ModelSlot)
     verified: set[Path] = field(default_factory=set)  # folders whose every byte this process has hashed
 
@@ -88,6 +93,24 @@ def base_folder(context: Context, iteration: int) -> Path:
     return context.directory.folded(iteration)
 
 
+def recipe_trainer(context: Context, branch: BranchPlan) -> MakeTrainer:
+    """The trainer that the recipe describes, on the branch's rows of the packed data."""
+    recipe = context.recipe
+    return SftBranch(
+        how=context.training_load,
+        tokenizer=context.tokenizer,
+        rows=load_rows(context.directory.data(branch.data), branch.rows),
+        adapter=recipe.lora.arguments(),
+        arguments={
+            **recipe.training.sft_arguments(),
+            "warmup_steps": warmup_steps(recipe.training.warmup_steps, branch),
+        },
+        steps=branch.steps,
+        seed=branch.seed,
+        sequence_length=recipe.data.sequence_length,
+    )
+
+
 def train(context: Context, branch: BranchPlan, tokens_before: int) -> None:
     """Trains one branch, or finds it done."""
     progress, recipe = context.progress, context.recipe
@@ -101,17 +124,8 @@ def train(context: Context, branch: BranchPlan, tokens_before: int) -> None:
         job = BranchJob(
             label=f"{label}, slice {branch.slice}",
             key=key,
-            seed=branch.seed,
             steps=branch.steps,
             tokens=branch.tokens,
-            sequence_length=recipe.data.sequence_length,
-            adapter=AdapterSettings(
-                recipe.lora.r, recipe.lora.alpha, recipe.lora.target_modules, recipe.lora.dropout, recipe.lora.rslora
-            ),
-            arguments={
-                **recipe.training.sft_arguments(),
-                "warmup_steps": warmup_steps(recipe.training.warmup_steps, branch),
-            },
             base_name=context.original.name,
             keep_checkpoints=recipe.keep.checkpoints,
         )
@@ -120,10 +134,8 @@ def train(context: Context, branch: BranchPlan, tokens_before: int) -> None:
             done = tokens_before + branch.tokens * step / branch.steps
             progress.step(label, step, branch.steps, loss, done)
 
-        rows = load_rows(context.directory.data(branch.data), branch.rows)
-        train_branch(
-            model, context.training_load, context.tokenizer, rows, job, folder, on_step=on_step, stop=context.stop
-        )
+        make = context.make_trainer(context, branch)
+        train_branch(model, job, folder, make, on_step=on_step, stop=context.stop)
     progress.branch_done(tokens_before + branch.tokens)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,12 @@ import torch
 from conftest import GERMAN, write_jsonl
 
 from bam_lora.base import Loading, load_model, load_tokenizer
-from bam_lora.branch import AdapterSettings, BranchJob, train_branch
+from bam_lora.branch import BranchJob, train_branch
 from bam_lora.data import Layout, TrainingSource, prepare
 from bam_lora.errors import Interrupted, UserError
 from bam_lora.interrupt import StopRequest
 from bam_lora.packing import load_rows
+from bam_lora.sft_branch import SftBranch
 from bam_lora.sources import TextSource
 from bam_lora.store import hash_file
 from bam_lora.views import adapted, branch_view, count_linear_modules
@@ -43,8 +45,23 @@ def rows(tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
     return load_rows(folder / "01", tuple(facts["slices"][0]["rows"]))
 
 
-def job(**changes: Any) -> BranchJob:
-    arguments = {
+ADAPTER = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear"}
+
+
+@dataclass(frozen=True)
+class Todo:
+    """A branch and what its trainer is made with."""
+
+    job: BranchJob
+    arguments: dict[str, Any]
+    adapter: dict[str, Any]
+    seed: int = 7
+
+
+def todo_of(
+    arguments: dict[str, Any] | None = None, adapter: dict[str, Any] | None = None, seed: int = 7, **changes: Any
+) -> Todo:
+    values = {
         "learning_rate": 5e-3,
         "per_device_train_batch_size": 2,
         "gradient_accumulation_steps": 2,
@@ -53,23 +70,14 @@ def job(**changes: Any) -> BranchJob:
         "lr_scheduler_type": "cosine",
         "activation_checkpointing": False,
         "gradient_checkpointing": False,
-        **changes.pop("arguments", {}),
+        **(arguments or {}),
     }
-    values = {
-        "label": "iteration 1/1, branch 1, slice 1",
-        "key": "key",
-        "seed": 7,
-        "steps": 8,
-        "tokens": 1600,
-        "sequence_length": 64,
-        "adapter": AdapterSettings(r=4, alpha=8, target_modules="all-linear"),
-        "base_name": "tiny",
-    }
-    return BranchJob(**{**values, **changes}, arguments=arguments)
+    named = {"label": "iteration 1/1, branch 1, slice 1", "key": "key", "steps": 8, "tokens": 1600, "base_name": "tiny"}
+    return Todo(BranchJob(**{**named, **changes}), values, {**ADAPTER, **(adapter or {})}, seed)
 
 
 def train(
-    folder: Path, model: Any, tokenizer: Any, rows: Any, todo: BranchJob, stop_at: int | None = None
+    folder: Path, model: Any, tokenizer: Any, rows: Any, todo: Todo, stop_at: int | None = None
 ) -> dict[str, Any]:
     stop = StopRequest()
 
@@ -77,7 +85,8 @@ def train(
         if step == stop_at:
             stop.signal_name = "SIGTERM"
 
-    return train_branch(model, HOW, tokenizer, rows, todo, folder, on_step=on_step, stop=stop)
+    make = SftBranch(HOW, tokenizer, rows, todo.adapter, todo.arguments, todo.job.steps, todo.seed, 64)
+    return train_branch(model, todo.job, folder, make, on_step=on_step, stop=stop)
 
 
 def weights(folder: Path) -> str:
@@ -95,9 +104,9 @@ def test_branch_equals_plain_sft_trainer(
     from safetensors.torch import load_file
     from trl import SFTConfig, SFTTrainer
 
-    train(tmp_path / "ours", model, tokenizer, rows, job())
+    train(tmp_path / "ours", model, tokenizer, rows, todo_of())
     arguments = SFTConfig(
-        **job().arguments, output_dir=str(tmp_path / "plain"), max_steps=8, seed=7, data_seed=7, use_cpu=True,
+        **todo_of().arguments, output_dir=str(tmp_path / "plain"), max_steps=8, seed=7, data_seed=7, use_cpu=True,
         packing=True, packing_strategy="bfd_split", max_length=64, dataset_kwargs={"skip_prepare_dataset": True},
         report_to="none", disable_tqdm=True, save_strategy="no", warmup_steps=0,
     )  # fmt: skip
@@ -121,7 +130,7 @@ def test_branch_equals_plain_sft_trainer(
 def test_resume_is_equal_bit_for_bit(
     tmp_path: Path, model: Any, tokenizer: Any, rows: Any, checkpointing: bool
 ) -> None:
-    todo = job(arguments={"activation_checkpointing": checkpointing}, adapter=AdapterSettings(4, 8, "all-linear", 0.1))
+    todo = todo_of(arguments={"activation_checkpointing": checkpointing}, adapter={"lora_dropout": 0.1})
     train(tmp_path / "whole", model, tokenizer, rows, todo)
     with pytest.raises(Interrupted):
         train(tmp_path / "cut", model, tokenizer, rows, todo, stop_at=4)
@@ -140,9 +149,9 @@ def test_resume_is_equal_bit_for_bit(
 def test_a_damaged_checkpoint_is_passed_over(
     tmp_path: Path, model: Any, tokenizer: Any, rows: Any, damage: str
 ) -> None:
-    train(tmp_path / "whole", model, tokenizer, rows, job())
+    train(tmp_path / "whole", model, tokenizer, rows, todo_of())
     with pytest.raises(Interrupted):
-        train(tmp_path / "cut", model, tokenizer, rows, job(), stop_at=6)
+        train(tmp_path / "cut", model, tokenizer, rows, todo_of(), stop_at=6)
     checkpoints = sorted((tmp_path / "cut" / "checkpoints").glob("checkpoint-*"))
     newest = checkpoints[-1]
     assert len(checkpoints) >= 2
@@ -157,7 +166,7 @@ def test_a_damaged_checkpoint_is_passed_over(
         (newest / "done.json").unlink()
     else:
         optimizer.unlink()
-    train(tmp_path / "cut", model, tokenizer, rows, job())
+    train(tmp_path / "cut", model, tokenizer, rows, todo_of())
     assert weights(tmp_path / "cut") == weights(tmp_path / "whole")
 
 
@@ -165,9 +174,9 @@ def test_a_second_branch_on_the_same_base_equals_one_on_a_fresh_base(
     tmp_path: Path, tiny_base: Path, model: Any, tokenizer: Any, rows: Any
 ) -> None:
     before, modules = state(model), [(name, type(module)) for name, module in model.named_modules()]
-    train(tmp_path / "first", model, tokenizer, rows, job(arguments={"activation_checkpointing": True}))
-    train(tmp_path / "second", model, tokenizer, rows, job(seed=8))
-    train(tmp_path / "fresh", load_model(tiny_base, HOW), tokenizer, rows, job(seed=8))
+    train(tmp_path / "first", model, tokenizer, rows, todo_of(arguments={"activation_checkpointing": True}))
+    train(tmp_path / "second", model, tokenizer, rows, todo_of(seed=8))
+    train(tmp_path / "fresh", load_model(tiny_base, HOW), tokenizer, rows, todo_of(seed=8))
     assert weights(tmp_path / "second") == weights(tmp_path / "fresh") != weights(tmp_path / "first")
     after = state(model)
     assert all(torch.equal(before[name], after[name]) for name in before)
@@ -177,11 +186,11 @@ def test_a_second_branch_on_the_same_base_equals_one_on_a_fresh_base(
 
 
 def test_scoring_in_between_changes_nothing(tmp_path: Path, model: Any, tokenizer: Any, rows: Any) -> None:
-    train(tmp_path / "a", model, tokenizer, rows, job(steps=2))
+    train(tmp_path / "a", model, tokenizer, rows, todo_of(steps=2))
     with torch.inference_mode(), adapted(model, tmp_path / "a" / "adapter") as subject:
         subject(torch.tensor([[0, 5, 6, 7]]))
         subject.generate(torch.tensor([[0, 5, 6, 7]]), max_new_tokens=3, pad_token_id=2)
-    train(tmp_path / "b", model, tokenizer, rows, job(steps=2))
+    train(tmp_path / "b", model, tokenizer, rows, todo_of(steps=2))
     assert weights(tmp_path / "a") == weights(tmp_path / "b")
 
 
@@ -217,7 +226,7 @@ def poisoned(model: Any) -> Iterator[Any]:
 def test_non_finite_gradients_stop_before_the_update(tmp_path: Path, poisoned: Any, tokenizer: Any, rows: Any) -> None:
     words = r"iteration 1/1, branch 1, slice 1, step 1: expected a finite gradient, found NaN or infinity\. Start"
     with pytest.raises(UserError, match=words):
-        train(tmp_path / "x", poisoned, tokenizer, rows, job())
+        train(tmp_path / "x", poisoned, tokenizer, rows, todo_of())
     assert not (tmp_path / "x" / "done.json").exists()
     assert not (tmp_path / "x" / "adapter").exists()
 
