@@ -11,7 +11,7 @@ from bam_lora.base import context_length, load_tokenizer
 from bam_lora.data import tokenised
 from bam_lora.errors import UserError
 from bam_lora.loop import run
-from bam_lora.planning import is_source, text_source
+from bam_lora.planning import is_source
 from bam_lora.progress import RunProgress
 from bam_lora.recipe import Recipe, recipe_from_dict
 from bam_lora.recipe_rules import SELECTED
@@ -20,7 +20,7 @@ from bam_lora.rundir import RunDirectory, recipe_key
 from bam_lora.scoring_sets import selection_windows
 from bam_lora.shrink import SCALES, shrink
 from bam_lora.slicing import quotas
-from bam_lora.sources import TextSource
+from bam_lora.sources import TextSource, text_source
 from bam_lora.store import digest, read_record, write_record
 
 _FOLDER = "baseline"

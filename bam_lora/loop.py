@@ -10,13 +10,13 @@ from bam_lora.base import (
     context_length,
     file_hashes,
     find_base,
-    load_tokenizer,
     require_fitting_base,
     require_same_files,
     require_targets,
     weight_bytes,
 )
 from bam_lora.errors import UserError
+from bam_lora.front import Front
 from bam_lora.interrupt import StopRequest, stop_on_signals
 from bam_lora.ledger import LEDGER_FILE, Ledger
 from bam_lora.machine import use_one_gpu
@@ -53,7 +53,12 @@ from bam_lora.store import read_record, require_space, verify
 
 
 def run(
-    recipe: Recipe, output: str | Path | None = None, *, extend: bool = False, progress: RunProgress | None = None
+    recipe: Recipe,
+    output: str | Path | None = None,
+    *,
+    extend: bool = False,
+    progress: RunProgress | None = None,
+    front: Front | None = None,
 ) -> dict[str, Any]:
     """Runs a recipe from start to end, goes on with what is there, or finds that all is done.
 
@@ -62,6 +67,7 @@ def run(
         output: The run directory; None takes the recipe's.
         extend: Train a finished run further: on more slices, with data it has not seen.
         progress: Where progress is shown; None shows it on stderr.
+        front: Where models, data and trainers come from if not from the recipe.
 
     Returns:
         The report, as in `report.json`.
@@ -70,6 +76,13 @@ def run(
         UserError: If anything the user can put right is wrong.
         Interrupted: After Ctrl-C or SIGTERM; the run directory can be resumed.
     """
+    if recipe.script is not None and front is None:
+        raise UserError.of(
+            str(output or recipe.output),
+            expected="a recipe of the user's own",
+            found="one that BamTrainer wrote",
+            remedy="Run the script again that made it; its train() goes on with the run",
+        )
     quiet()
     use_one_gpu()
     root = Path(output or recipe.output).expanduser().resolve()
@@ -86,7 +99,7 @@ def run(
             path.unlink(missing_ok=True)
         quiet_libraries()
         session = Session(directory.sessions)
-        context = _prepare(directory, recipe, display, stop)
+        context = _prepare(directory, recipe, display, stop, front or Front(recipe))
         _iterate(context, session)
         _finish(context)
         session.update()
@@ -119,25 +132,30 @@ def _is_planned(directory: RunDirectory, recipe: Recipe) -> bool:
     return plan is not None and plan["recipe"] == recipe_key(recipe)
 
 
-def _prepare(directory: RunDirectory, recipe: Recipe, progress: RunProgress, stop: StopRequest) -> Context:
+def _prepare(
+    directory: RunDirectory, recipe: Recipe, progress: RunProgress, stop: StopRequest, front: Front
+) -> Context:
     """Everything before the first branch: base, ledger, data, plan, evaluation sets."""
     progress.stage("looking at the base")
     threads = fix_threads(directory)
     ledger, original, start = _open_base(directory, recipe)
     weights = weight_bytes(original.folder)
     require_space(directory.root, weights + weights // 4, "the folded model and the adapters")
-    tokenizer = load_tokenizer(start)
+    tokenizer = front.tokenizer(start)
     require_fitting_base(recipe.base, start, tokenizer, recipe.data.sequence_length)
     require_targets(start, recipe.lora.target_modules)
     require_patterns(start, recipe.lora.target_modules, recipe.bam.merge.weights_by_module)
-    evaluation = evaluation_windows(recipe, tokenizer, directory.evaluation, context_length(start))
-    selection = selection_windows(recipe, tokenizer, directory.selection, context_length(start))
+    limit = context_length(start)
+    evaluation = evaluation_windows(recipe, tokenizer, directory.evaluation, limit, front.read_set)
+    selection = selection_windows(recipe, tokenizer, directory.selection, limit, front.read_set)
     check_selection(selection, evaluation, recipe.bam.merge)
-    plan = settle_plan(directory, recipe, tokenizer, ledger.key(0), progress, threads)
+    plan = settle_plan(directory, recipe, tokenizer, ledger.key(0), progress, threads, front)
     keep_recipe(directory, recipe)
     progress.plan(plan.tokens)
     progress.say(describe(plan))
-    return Context(directory, recipe, plan, ledger, original, start, tokenizer, evaluation, selection, progress, stop)
+    return Context(
+        directory, recipe, plan, ledger, original, start, tokenizer, evaluation, selection, progress, stop, front
+    )
 
 
 def _open_base(directory: RunDirectory, recipe: Recipe) -> tuple[Ledger, BaseFiles, Path]:
@@ -197,6 +215,7 @@ def _iterate(context: Context, session: Session) -> None:
             base_folder(context, number)  # any other is folded when it is first needed
         score_model(context, number)
         drop_bases(context, number)
+        context.front.iteration_end(number, tokens, read_record(context.directory.iteration(number) / "eval.json"))
         session.update()
 
 

@@ -67,7 +67,9 @@ def merge(context: Context, iteration: IterationPlan) -> None:
     }
     used = [Adapter.open(folder) for folder in merged.folders]
     statistics = merge_statistics(used, merged.coefficients, len(adapters), merged.norms)
-    write_record(path, key, {**record, **statistics, **merged.chosen})
+    whole = {**record, **statistics, **merged.chosen}
+    write_record(path, key, whole)
+    context.front.merged(number, whole)
 
 
 def _key(

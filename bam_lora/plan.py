@@ -7,7 +7,7 @@ that it is a function of, so that a resumed run knows what is done.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -24,6 +24,9 @@ class SlicePlan:
     rows: tuple[int, int]
     target_tokens: int
     replay_tokens: int
+
+
+CountSteps = Callable[[SlicePlan], int]
 
 
 @dataclass(frozen=True)
@@ -99,7 +102,14 @@ class Plan:
         return cls(**scalars, iterations=iterations)
 
 
-def make_plan(recipe: Recipe, slices: Sequence[SlicePlan], *, base_key: str, earlier: Plan | None = None) -> Plan:
+def make_plan(
+    recipe: Recipe,
+    slices: Sequence[SlicePlan],
+    *,
+    base_key: str,
+    earlier: Plan | None = None,
+    count: CountSteps | None = None,
+) -> Plan:
     """Deals slices to iterations and branches.
 
     Args:
@@ -107,12 +117,14 @@ def make_plan(recipe: Recipe, slices: Sequence[SlicePlan], *, base_key: str, ear
         slices: The slices of the data that is not trained yet, in order.
         base_key: Hash of the base that the first of these iterations starts from.
         earlier: The plan of a finished run that this one extends.
+        count: Optimizer steps of one pass over a slice; none: as the Trainer counts packed rows.
 
     Returns:
         The plan, with the iterations of `earlier` first, unchanged.
     """
     done = earlier.iterations if earlier else ()
-    steps = _steps(recipe, slices, sum(branch.steps for branch in earlier.all_branches()) if earlier else 0)
+    one_pass = [count(part) if count else epoch_steps(recipe, part) for part in slices]
+    steps = _steps(recipe, slices, one_pass, sum(branch.steps for branch in earlier.all_branches()) if earlier else 0)
     settings = _settings(recipe)
     iterations = list(done)
     previous = digest([base_key, *(branch.key for iteration in done for branch in iteration.branches)])
@@ -121,7 +133,7 @@ def make_plan(recipe: Recipe, slices: Sequence[SlicePlan], *, base_key: str, ear
         number = len(iterations) + 1
         branches = tuple(
             _branch(recipe, slices[index], number, index - start + 1, trained + index + 1, steps[index],
-                    digest([previous, settings]))
+                    one_pass[index], digest([previous, settings]))
             for index in range(start, min(start + recipe.branches, len(slices)))
         )  # fmt: skip
         iterations.append(IterationPlan(number, branches, merge_settings(recipe)))
@@ -183,15 +195,17 @@ def derive_seed(seed: int, *path: str | int) -> int:
 
 
 def _branch(
-    recipe: Recipe, part: SlicePlan, iteration: int, branch: int, number: int, steps: int, key: str
+    recipe: Recipe, part: SlicePlan, iteration: int, branch: int, number: int, steps: int, one_pass: int, key: str
 ) -> BranchPlan:
     seed = derive_seed(recipe.seed, "branch", iteration, branch)
+    if recipe.script is not None and iteration == branch == 1:
+        seed = recipe.seed  # so that one slice and one branch give what the plain trainer gives
     return BranchPlan(
         iteration=iteration,
         branch=branch,
         slice=number,
         **asdict(part),
-        tokens=round((part.target_tokens + part.replay_tokens) * steps / _epoch_steps(recipe, part)),
+        tokens=round((part.target_tokens + part.replay_tokens) * steps / one_pass),
         sequences=part.rows[1] - part.rows[0],
         steps=steps,
         seed=seed,
@@ -202,21 +216,24 @@ def _branch(
 def _settings(recipe: Recipe) -> str:
     """Hash of what decides how a branch trains, apart from base, data and seed."""
     parts = recipe.resolved()
-    return digest({name: parts[name] for name in ("lora", "quantization", "training", "mode")})
+    settings = {name: parts[name] for name in ("lora", "quantization", "training", "mode")}
+    if recipe.script is not None:
+        settings["script"] = parts["script"]
+    return digest(settings)
 
 
-def _epoch_steps(recipe: Recipe, part: SlicePlan) -> int:
+def epoch_steps(recipe: Recipe, part: SlicePlan) -> int:
     """Optimizer steps of one pass, as the Trainer counts: a last, incomplete accumulation is a step of its own."""
     batches = math.ceil((part.rows[1] - part.rows[0]) / recipe.training.per_device_train_batch_size)
     return math.ceil(batches / recipe.training.gradient_accumulation_steps)
 
 
-def _steps(recipe: Recipe, slices: Sequence[SlicePlan], taken: int) -> list[int]:
+def _steps(recipe: Recipe, slices: Sequence[SlicePlan], one_pass: Sequence[int], taken: int) -> list[int]:
     """Optimizer steps of each branch; `max_steps` is the whole run's: what is left of it is shared out by tokens."""
     training = recipe.training
     if training.max_steps > 0:
         return _share(training.max_steps - taken, [part.target_tokens + part.replay_tokens for part in slices])
-    return [math.ceil(training.num_train_epochs * _epoch_steps(recipe, part)) for part in slices]
+    return [math.ceil(training.num_train_epochs * steps) for steps in one_pass]
 
 
 def _share(total: int, amounts: Sequence[int]) -> list[int]:

@@ -7,25 +7,27 @@ from typing import Any
 
 from bam_lora.data import Layout, TrainingSource, prepare, tokenizer_digest
 from bam_lora.errors import UserError
+from bam_lora.front import Front
 from bam_lora.merge_weights import resolve_weights
 from bam_lora.module_weights import resolve_by_module
 from bam_lora.plan import Plan, SlicePlan, derive_seed, describe_merge, make_plan, warmup_steps
 from bam_lora.progress import RunProgress
-from bam_lora.recipe import EvaluationSource, Recipe, Source
+from bam_lora.recipe import Recipe, Source
 from bam_lora.rundir import RunDirectory, recipe_key
-from bam_lora.sources import TextSource
+from bam_lora.sources import TextSource, text_source
 from bam_lora.store import digest, read_record, write_record
 
 
 def settle_plan(
-    directory: RunDirectory, recipe: Recipe, tokenizer: Any, base_key: str, progress: RunProgress, threads: int
-) -> Plan:
+    directory: RunDirectory, recipe: Recipe, tokenizer: Any, base_key: str, progress: RunProgress, threads: int,
+    front: Front,
+) -> Plan:  # fmt: skip
     """The plan on disk if it is this recipe's, else a new one; after `--extend`, with new iterations at its end."""
     record = read_record(directory.plan)
     if record is not None and record["recipe"] == recipe_key(recipe):
         plan = Plan.from_json(record)
         *before, part = record["parts"]  # an extension starts from a finished run, so only the last is still needed
-        _prepare_part(directory, recipe, tokenizer, before, len(part["slices"]), progress, part)
+        _prepare_part(directory, recipe, tokenizer, before, len(part["slices"]), progress, part, front)
         return plan
     if record is None and directory.data("02").exists():  # of one part it can be made again, the same
         raise UserError.of(
@@ -45,12 +47,12 @@ def settle_plan(
             found=str(recipe.slices),
             remedy="Raise it by the number of new slices",
         )
-    part = _prepare_part(directory, recipe, tokenizer, parts, count, progress, None)
+    part = _prepare_part(directory, recipe, tokenizer, parts, count, progress, None, front)
     slices = [
         SlicePlan(part["part"], (one["rows"][0], one["rows"][1]), one["target_tokens"], one["replay_tokens"])
         for one in part["slices"]
     ]
-    plan = make_plan(recipe, slices, base_key=base_key, earlier=earlier)
+    plan = make_plan(recipe, slices, base_key=base_key, earlier=earlier, count=front.epoch_steps)
     _require_sense(recipe, plan)
     parts = [*parts, part]
     write_record(directory.root / "data" / "facts.json", part["part"], {"seconds": sum(p["seconds"] for p in parts)})
@@ -71,7 +73,7 @@ def _require_sense(recipe: Recipe, plan: Plan) -> None:
 
 def _prepare_part(
     directory: RunDirectory, recipe: Recipe, tokenizer: Any, earlier: Sequence[dict[str, Any]], slices: int,
-    progress: RunProgress, expected: dict[str, Any] | None,
+    progress: RunProgress, expected: dict[str, Any] | None, front: Front,
 ) -> dict[str, Any]:  # fmt: skip
     """Packs the data of one part of the run, or finds it packed; returns what `plan.json` keeps of it.
 
@@ -81,6 +83,8 @@ def _prepare_part(
     seed = derive_seed(recipe.seed, "data", name)
     layout = Layout(slices, recipe.data.sequence_length, recipe.data.slicing, recipe.data.replay_share, seed)
     key = digest(["data", recipe_key(recipe), tokenizer_digest(tokenizer), name])
+    if front.prepare_part is not None:
+        return {"part": name, **front.prepare_part(directory.data(name), key)}
     sources = _training_sources(recipe, earlier)
     facts = prepare(sources, layout, tokenizer, directory.data(name), key=key, say=progress.say, expected=expected)
     return {"part": name, **facts}
@@ -109,11 +113,6 @@ def _training_sources(recipe: Recipe, parts: Sequence[dict[str, Any]]) -> list[T
                 skip = max((s["next_row"] for s in seen), default=0)
                 sources.append(TrainingSource(where, role, limit, source.weight, skip))
     return sources
-
-
-def text_source(source: Source | EvaluationSource) -> TextSource:
-    """Where a source of the recipe is."""
-    return TextSource(source.path, source.name, source.split, source.revision, source.text)
 
 
 def is_source(facts: dict[str, Any], source: Source) -> bool:

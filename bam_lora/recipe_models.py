@@ -241,6 +241,10 @@ class Recipe(Section):
         default=0, ge=0, lt=2**32, description="Seed of everything random: slicing, adapters, order of the data."
     )
     keep: Keep = Field(default=Keep(), description="What stays on disk.")
+    script: dict[str, Any] | None = Field(
+        default=None,
+        description="What a `BamTrainer` was given, if one wrote this recipe; only its script can go on with the run.",
+    )
 
     @model_validator(mode="after")
     def _check_rules(self) -> Recipe:
@@ -259,5 +263,5 @@ class Recipe(Section):
         return self.bam.branches if self.strategy == "bam" else 1
 
     def resolved(self) -> dict[str, Any]:
-        """Every value, defaults included, in plain JSON types."""
-        return self.model_dump(mode="json")
+        """Every value, defaults included, in plain JSON types; without `script` where there is none."""
+        return self.model_dump(mode="json", exclude=None if self.script is not None else {"script"})

@@ -71,9 +71,12 @@ def read_set(source: SetSource) -> EvaluationSet:
     return EvaluationSet(source.name, source.role, tuple(documents))
 
 
+ReadSet = Callable[[SetSource], EvaluationSet]
+
+
 def prepare_evaluation(
     sources: Sequence[SetSource], tokenizer: Any, path: Path | None, *, window_bytes: int | None,
-    overlap_bytes: int | None, context_tokens: int | None,
+    overlap_bytes: int | None, context_tokens: int | None, read: ReadSet = read_set,
 ) -> Windowed:  # fmt: skip
     """Reads the sets once, keeps them at `path`, and cuts them into windows.
 
@@ -84,12 +87,13 @@ def prepare_evaluation(
         window_bytes: Size of a window; None chooses the largest that fits.
         overlap_bytes: Context before the scored bytes; None is a quarter of the window.
         context_tokens: The base's context length, or None if unknown.
+        read: Reads a set that is not kept yet.
     """
     wanted = [[s.name, s.role, vars(s.where), s.documents] for s in sources]
     key = digest([wanted, window_bytes, overlap_bytes, tokenizer_digest(tokenizer)])
     record = read_record(path, key) if path else None
     if record is None:
-        sets = [read_set(source) for source in sources]
+        sets = [read(source) for source in sources]
         size = window_bytes or choose_window(sets, tokenizer, context_tokens, overlap_bytes)
         texts = [{"name": s.name, "role": s.role, "documents": list(s.documents)} for s in sets]
         record = {"window_bytes": size, "overlap_bytes": _overlap(size, overlap_bytes), "sets": texts}

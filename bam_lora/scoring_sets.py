@@ -7,11 +7,11 @@ from typing import Any
 
 from bam_lora.base import Loading
 from bam_lora.errors import UserError
-from bam_lora.planning import text_source
 from bam_lora.recipe import Evaluation, Merge, Recipe, Selection
 from bam_lora.recipe_rules import SELECTED
-from bam_lora.scoring import SetSource, Windowed, prepare_evaluation
+from bam_lora.scoring import ReadSet, SetSource, Windowed, prepare_evaluation, read_set
 from bam_lora.selection import split_selection
+from bam_lora.sources import text_source
 
 
 def training_load(recipe: Recipe) -> Loading:
@@ -27,7 +27,9 @@ def scoring_load(recipe: Recipe) -> Loading:
     return Loading(bits, chosen.type, chosen.double, chosen.compute_dtype)
 
 
-def evaluation_windows(recipe: Recipe, tokenizer: Any, path: Path, context_tokens: int | None) -> Windowed | None:
+def evaluation_windows(
+    recipe: Recipe, tokenizer: Any, path: Path, context_tokens: int | None, read: ReadSet = read_set
+) -> Windowed | None:
     """The evaluation sets, kept at `path` from then on; None if the recipe names none."""
     wanted = recipe.evaluation
     sources = _sources(wanted)
@@ -35,11 +37,13 @@ def evaluation_windows(recipe: Recipe, tokenizer: Any, path: Path, context_token
         return None
     return prepare_evaluation(
         sources, tokenizer, path, window_bytes=wanted.window_bytes, overlap_bytes=wanted.overlap_bytes,
-        context_tokens=context_tokens,
+        context_tokens=context_tokens, read=read,
     )  # fmt: skip
 
 
-def selection_windows(recipe: Recipe, tokenizer: Any, path: Path, context_tokens: int | None) -> Windowed | None:
+def selection_windows(
+    recipe: Recipe, tokenizer: Any, path: Path, context_tokens: int | None, read: ReadSet = read_set
+) -> Windowed | None:
     """The selection sets, kept at `path` from then on; None if the recipe names none.
 
     In windows no longer than a training sequence, so that learning from them needs no more memory than training.
@@ -49,7 +53,8 @@ def selection_windows(recipe: Recipe, tokenizer: Any, path: Path, context_tokens
         return None
     longest = min(recipe.data.sequence_length, context_tokens or recipe.data.sequence_length)
     return prepare_evaluation(
-        sources, tokenizer, path, window_bytes=None, overlap_bytes=0, context_tokens=longest
+        sources, tokenizer, path, window_bytes=None, overlap_bytes=0, context_tokens=longest,
+        read=read,
     )  # fmt: skip
 
 

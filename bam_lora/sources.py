@@ -6,10 +6,13 @@ import glob
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bam_lora.errors import UserError, first_line
 from bam_lora.store import hash_file
+
+if TYPE_CHECKING:
+    from bam_lora.recipe import EvaluationSource, Source
 
 _BUILDERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".txt": "text"}
 _COMPRESSED = {".gz", ".zst", ".bz2", ".xz"}
@@ -29,6 +32,11 @@ class TextSource:
     def is_local(self) -> bool:
         """Whether the source is on this machine."""
         return Path(self.path).is_absolute()
+
+
+def text_source(source: Source | EvaluationSource) -> TextSource:
+    """Where a source of the recipe is."""
+    return TextSource(source.path, source.name, source.split, source.revision, source.text)
 
 
 @dataclass

@@ -8,21 +8,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bam_lora.base import BaseFiles, Loading, load_model
-from bam_lora.branch import ADAPTER, BranchJob, MakeTrainer, train_branch
+from bam_lora.base import BaseFiles, Loading
+from bam_lora.branch import ADAPTER, BranchJob, train_branch
 from bam_lora.folding import fold_into
+from bam_lora.front import Front
 from bam_lora.interrupt import StopRequest
 from bam_lora.ledger import Ledger
 from bam_lora.machine import release_memory
-from bam_lora.packing import load_rows
-from bam_lora.plan import BranchPlan, Plan, warmup_steps
+from bam_lora.plan import BranchPlan, Plan
 from bam_lora.progress import RunProgress
 from bam_lora.recipe import Recipe
 from bam_lora.report.format import scores_line
 from bam_lora.rundir import RunDirectory
 from bam_lora.scoring import Windowed, sample_texts, score_sets
-from bam_lora.scoring_sets import scoring_load, training_load
-from bam_lora.sft_branch import SftBranch
 from bam_lora.store import digest, link_or_copy, new_folder, read_record, seal, verify, write_record
 from bam_lora.views import adapted, count_linear_modules
 
@@ -30,7 +28,8 @@ from bam_lora.views import adapted, count_linear_modules
 class ModelSlot:
     """Holds at most one loaded base: a 4-bit copy serves its branches and its scores, then makes room."""
 
-    def __init__(self) -> None:
+    def __init__(self, load: Callable[[Path, Loading], Any]) -> None:
+        self._load = load
         self._key: tuple[str, Loading] | None = None
         self._model: Any = None
 
@@ -38,7 +37,7 @@ class ModelSlot:
         """The base with this key, loaded in this way; whatever else was held is freed first."""
         if self._key != (key, how):
             self.clear()
-            self._model = load_model(folder(), how)
+            self._model = self._load(folder(), how)
             self._key = (key, how)
         return self._model
 
@@ -46,9 +45,6 @@ class ModelSlot:
         """Frees the model."""
         self._model = self._key = None
         release_memory()
-
-
-MakeBranchTrainer = Callable[["Context", BranchPlan], MakeTrainer]
 
 
 @dataclass
@@ -66,19 +62,22 @@ class Context:
     selection: Windowed | None
     progress: RunProgress
     stop: StopRequest
-    make_trainer: MakeBranchTrainer = field(default_factory=lambda: recipe_trainer)
-    slot: ModelSlot = field(default_factory=ModelSlot)
+    front: Front
+    slot: ModelSlot = field(init=False)
     verified: set[Path] = field(default_factory=set)  # folders whose every byte this process has hashed
+
+    def __post_init__(self) -> None:
+        self.slot = ModelSlot(self.front.load)
 
     @property
     def training_load(self) -> Loading:
         """How the base is held under the branches."""
-        return training_load(self.recipe)
+        return self.front.training_load
 
     @property
     def scoring_load(self) -> Loading:
         """How every model is held that is scored."""
-        return scoring_load(self.recipe)
+        return self.front.scoring_load
 
     def model(self, iteration: int, how: Loading) -> Any:
         """The model after an iteration (0: as the run found it), loaded."""
@@ -91,24 +90,6 @@ def base_folder(context: Context, iteration: int) -> Path:
         return context.start
     fold_iteration(context, iteration)
     return context.directory.folded(iteration)
-
-
-def recipe_trainer(context: Context, branch: BranchPlan) -> MakeTrainer:
-    """The trainer that the recipe describes, on the branch's rows of the packed data."""
-    recipe = context.recipe
-    return SftBranch(
-        how=context.training_load,
-        tokenizer=context.tokenizer,
-        rows=load_rows(context.directory.data(branch.data), branch.rows),
-        adapter=recipe.lora.arguments(),
-        arguments={
-            **recipe.training.sft_arguments(),
-            "warmup_steps": warmup_steps(recipe.training.warmup_steps, branch),
-        },
-        steps=branch.steps,
-        seed=branch.seed,
-        sequence_length=recipe.data.sequence_length,
-    )
 
 
 def train(context: Context, branch: BranchPlan, tokens_before: int) -> None:
@@ -134,8 +115,10 @@ def train(context: Context, branch: BranchPlan, tokens_before: int) -> None:
             done = tokens_before + branch.tokens * step / branch.steps
             progress.step(label, step, branch.steps, loss, done)
 
-        make = context.make_trainer(context, branch)
-        train_branch(model, job, folder, make, on_step=on_step, stop=context.stop)
+        context.front.branch_begin(branch)
+        make = context.front.trainer(context.directory, context.tokenizer, branch)
+        facts = train_branch(model, job, folder, make, on_step=on_step, stop=context.stop)
+        context.front.branch_end(branch, facts)
     progress.branch_done(tokens_before + branch.tokens)
 
 
@@ -203,6 +186,7 @@ def fold_iteration(context: Context, iteration: int) -> None:
     kept = {name: facts[name] for name in ("seconds", "bytes", "weight_norm", "delta_norm")}
     write_record(facts_file, key, {"iteration": iteration, **kept})
     context.verified.add(target)
+    context.front.folded(iteration, target)
 
 
 def drop_bases(context: Context, before: int) -> None:
