@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from bam_lora.bam_config import BamConfig as BamConfig
     from bam_lora.errors import UserError as UserError
     from bam_lora.export import export_adapter as export_adapter
     from bam_lora.folding import fold as fold
@@ -17,10 +18,13 @@ if TYPE_CHECKING:
     from bam_lora.merged_adapter import merge_adapters as merge_adapters
     from bam_lora.recipe import Recipe as Recipe
     from bam_lora.recipe import load_recipe as load_recipe
+    from bam_lora.trainer import BamTrainer as BamTrainer
 
 __version__ = "0.1.0"
 
 _HOME = {
+    "BamConfig": "bam_lora.bam_config",
+    "BamTrainer": "bam_lora.trainer",
     "Ledger": "bam_lora.ledger",
     "Recipe": "bam_lora.recipe",
     "UserError": "bam_lora.errors",
@@ -36,7 +40,7 @@ __all__ = ["__version__", *sorted(_HOME)]
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'bam_lora' has no attribute {name!r}; it has {', '.join(__all__)}")
-    if name == "run":  # the loop imports libraries that speak up while they are imported
+    if name in ("run", "BamTrainer"):  # the loop imports libraries that speak up while they are imported
         importlib.import_module("bam_lora.quiet").quiet()
     return getattr(importlib.import_module(_HOME[name]), name)
 

@@ -201,8 +201,14 @@ def device() -> str:
     return accelerator.type if accelerator is not None else "cpu"
 
 
-def load_model(folder: Path, how: Loading) -> Any:
+def load_model(folder: Path, how: Loading, *, architecture: Any = None, **given: Any) -> Any:
     """Loads a base for training or scoring; 4- and 8-bit ones are quantised tensor by tensor while they load.
+
+    Args:
+        folder: A model folder.
+        how: How it is held.
+        architecture: A class to load it with; None goes by the config.
+        given: Keyword arguments of `from_pretrained` that win over what `how` says.
 
     Returns:
         A frozen transformers model in evaluation mode.
@@ -217,10 +223,11 @@ def load_model(folder: Path, how: Loading) -> Any:
     if where not in ("cpu", "mps"):  # accelerate wants the index: a bare "cuda" is not "the device you train on"
         where = f"{where}:{torch.accelerator.current_device_index()}"
     arguments: dict[str, Any] = {"dtype": getattr(torch, how.compute_dtype), "device_map": {"": where}}
-    if how.bits != 16:
+    if how.bits != 16 and given.get("quantization_config") is None:
         arguments["quantization_config"] = _quantization(how)
+    arguments.update(given)
     try:
-        model, loaded = AutoModelForCausalLM.from_pretrained(
+        model, loaded = (architecture or AutoModelForCausalLM).from_pretrained(
             str(folder), local_files_only=True, output_loading_info=True, **arguments
         )
     except torch.OutOfMemoryError as error:
@@ -233,6 +240,11 @@ def load_model(folder: Path, how: Loading) -> Any:
             remedy="Check the folder's files",
         ) from error
     _require_all_loaded(folder, loaded)
+    return settle_loaded(model)
+
+
+def settle_loaded(model: Any) -> Any:
+    """A loaded model, frozen, in evaluation mode, and fit to be trained on and shared."""
     _keep_cpu_kernel_differentiable(model)
     _settle_8bit_state(model)
     model.requires_grad_(False)

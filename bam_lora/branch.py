@@ -133,12 +133,13 @@ def _no_input_casting(trainer: Any) -> contextlib.AbstractContextManager[None, A
     """Keeps PEFT from casting every layer's input to the adapter's fp32 where autocast casts it straight back.
 
     PEFT leaves it be where it sees autocast, but asks about CUDA's only; on a CPU the two casts cost a tenth of a step.
-    A cast to fp32 and back changes no bit.
+    A cast to fp32 and back changes no bit; but dropout between the two does, so with dropout they stay.
     """
     from peft.helpers import disable_input_dtype_casting
 
+    dropout = any(config.lora_dropout for config in trainer.model.peft_config.values())
     casting: contextlib.AbstractContextManager[None, Any] = disable_input_dtype_casting(
-        trainer.model, active=trainer.args.bf16 or trainer.args.fp16
+        trainer.model, active=(trainer.args.bf16 or trainer.args.fp16) and not dropout
     )
     return casting
 

@@ -68,8 +68,15 @@ class Front:
     def branch_begin(self, branch: BranchPlan) -> None:
         """Called before a branch trains; not for one that is found done."""
 
+    def branch_found(self, branch: BranchPlan) -> None:
+        """Called for a branch that was trained before."""
+
     def branch_end(self, branch: BranchPlan, facts: Mapping[str, Any]) -> None:
         """Called when a branch has been trained, with the facts of its manifest."""
+
+    def own_files(self, folder: Path) -> list[str]:
+        """Puts files of its own, such as a tokenizer, into the result, and names those that are not as they came."""
+        return []
 
     def merged(self, iteration: int, record: Mapping[str, Any]) -> None:
         """Called after a merge, with what `merge.json` says."""

@@ -143,7 +143,8 @@ def _prepare(
     require_space(directory.root, weights + weights // 4, "the folded model and the adapters")
     tokenizer = front.tokenizer(start)
     require_fitting_base(recipe.base, start, tokenizer, recipe.data.sequence_length)
-    require_targets(start, recipe.lora.target_modules)
+    if recipe.script is None:  # else they are PEFT's to find
+        require_targets(start, recipe.lora.target_modules)
     require_patterns(start, recipe.lora.target_modules, recipe.bam.merge.weights_by_module)
     limit = context_length(start)
     evaluation = evaluation_windows(recipe, tokenizer, directory.evaluation, limit, front.read_set)

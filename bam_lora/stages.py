@@ -119,6 +119,8 @@ def train(context: Context, branch: BranchPlan, tokens_before: int) -> None:
         make = context.front.trainer(context.directory, context.tokenizer, branch)
         facts = train_branch(model, job, folder, make, on_step=on_step, stop=context.stop)
         context.front.branch_end(branch, facts)
+    else:
+        context.front.branch_found(branch)
     progress.branch_done(tokens_before + branch.tokens)
 
 
@@ -245,6 +247,8 @@ def write_model(context: Context, card: str) -> None:
             for name in manifest["files"]:
                 link_or_copy(source / name, folder / name)
             hashes = {name: file["sha256"] for name, file in manifest["files"].items()}
+            for name in context.front.own_files(folder):
+                hashes.pop(name, None)
             seal(folder, key, {}, hashes=hashes)
             # The card may be edited by its owner, so it is not part of what has to verify.
             (folder / "README.md").write_text(card, encoding="utf-8")

@@ -1,0 +1,63 @@
+"""What Branch-and-Merge adds to a trainer's own arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class BamConfig:
+    """How a `BamTrainer` branches and merges; all else is said by the trainer's own arguments.
+
+    Args:
+        slices: N, the number of disjoint parts of the training data.
+        branches: K, the number of slices trained apart, then merged, in one iteration.
+        merge: Merge method, such as "linear" or "slerp", or all of a recipe's `bam.merge` as a mapping.
+        weights: Weight of each branch: "uniform", "tokens", a list, or "learned" or "search", which want
+            `selection_dataset`.
+        scale: Factor on the merged delta.
+        outer: A recipe's `bam.outer`: learning rate and momentum of the step along the merged delta.
+        replay_share: Replay's share of the tokens of every slice; None: 0.2 if there is a `replay_dataset`.
+        slicing: How the examples are dealt out: "random", "contiguous", "by_dataset" (one group for each data set of
+            a mapping `train_dataset`) or "by_column".
+        slicing_column: The column that "by_column" groups by.
+        base: Folder or Hub id of the unmodified weights of a model that is passed loaded.
+        tokens: Most training tokens to take of each data set, such as 5_000_000 or "5M"; a stream must have it.
+        score_branches: Score every branch too, not only what their merges give.
+        documents: Score only the first so many examples of each evaluation set.
+        samples: Prompts that base and result continue, shown in the report.
+        keep: A recipe's `keep`: which folded bases stay on disk.
+    """
+
+    slices: int = 8
+    branches: int = 2
+    merge: str | Mapping[str, Any] = "linear"
+    weights: str | Sequence[float] = "uniform"
+    scale: float = 1.0
+    outer: Mapping[str, Any] = field(default_factory=dict)
+    replay_share: float | None = None
+    slicing: str = "random"
+    slicing_column: str | None = None
+    base: str | None = None
+    tokens: int | str | None = None
+    score_branches: bool = True
+    documents: int | None = None
+    samples: Sequence[str] = ()
+    keep: Mapping[str, Any] = field(default_factory=dict)
+
+    def merge_section(self) -> dict[str, Any]:
+        """`bam.merge` of the recipe."""
+        plain: dict[str, Any] = {"method": self.merge} if isinstance(self.merge, str) else dict(self.merge)
+        weights = self.weights if isinstance(self.weights, str) else list(self.weights)
+        for name, value, default in (("weights", weights, "uniform"), ("scale", self.scale, 1.0)):
+            if value != default or name not in plain:
+                plain[name] = value
+        return plain
+
+    def share(self, has_replay: bool) -> float:
+        """Replay's share of all training tokens."""
+        if self.replay_share is None:
+            return 0.2 if has_replay else 0.0
+        return self.replay_share

@@ -1,0 +1,296 @@
+"""`BamTrainer`: Branch-and-Merge for who has a script with TRL's `SFTTrainer`."""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerState
+from transformers.trainer_utils import TrainOutput
+
+from bam_lora.bam_config import BamConfig
+from bam_lora.errors import UserError
+from bam_lora.loop import is_finished, run
+from bam_lora.plan import Plan
+from bam_lora.recipe import Recipe
+from bam_lora.rundir import RunDirectory
+from bam_lora.store import read_record
+from bam_lora.trainer_branch import TrainerParts
+from bam_lora.trainer_data import TrlPreparation
+from bam_lora.trainer_events import log_merged
+from bam_lora.trainer_front import TrainerFront, score_figures
+from bam_lora.trainer_inputs import (
+    default_arguments,
+    default_peft,
+    evaluation_arguments,
+    find_processing_class,
+    first_folder,
+    one_example,
+    prepares,
+)
+from bam_lora.trainer_models import ModelSource, compute_dtype, require_sense
+from bam_lora.trainer_recipe import describe_run
+from bam_lora.trainer_result import copy_result, upload, write_card
+from bam_lora.trainer_sets import named_sets, training_sets
+from bam_lora.trainer_slices import TrainerData
+from bam_lora.views import branch_view
+
+
+class BamTrainer:
+    """Trains by Branch-and-Merge with the arguments of TRL's `SFTTrainer`.
+
+    Every branch is trained by an `SFTTrainer` (or `trainer_cls`) with these very arguments on its own slice of the
+    data; `args.output_dir` is the run directory, which `bam-lora status`, `report`, `compare` and `export` read.
+    `max_steps`, `num_train_epochs`, `warmup_steps`, `eval_steps` and `save_steps` are of the whole run: each branch
+    has its share. The adapters are trained in fp32.
+
+    Args:
+        model: Hub id or folder of the base, or of a finished run; or a loaded model, with its path in `bam.base`.
+        args: `SFTConfig` (or what `trainer_cls` takes).
+        bam: Slices, branches, merge and replay.
+        train_dataset: Examples, as `SFTTrainer` takes them; a stream with `bam.tokens`; or a mapping of several.
+        replay_dataset: Examples like the base's own training data, mixed in against forgetting.
+        eval_dataset: Examples to score in bits per byte: a mapping such as {"target": ..., "source": ...}, names that
+            begin with "source" being what the base knew; and what `args.eval_strategy` evaluates within a branch.
+        selection_dataset: The same, for merge weights that are learned or searched.
+        processing_class: Tokenizer or processor; None: the base's.
+        peft_config: The adapter of each branch; None: LoRA of rank 64 on all linear layers.
+        quantization_config: How the base is quantised under the adapters.
+        formatting_func: Makes the text of an example.
+        callbacks: Trainer callbacks; they also see `on_branch_begin`, `on_branch_end`, `on_merge`, `on_fold` and
+            `on_iteration_end`.
+        data_collator: As for `SFTTrainer`.
+        trainer_cls: A TRL trainer class for the branches; None: `SFTTrainer`.
+        **others: Further keyword arguments of that class.
+
+    Raises:
+        UserError: If something is missing or does not fit together.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        args: Any = None,
+        bam: BamConfig | Mapping[str, Any] | None = None,
+        *,
+        train_dataset: Any = None,
+        replay_dataset: Any = None,
+        eval_dataset: Any = None,
+        selection_dataset: Any = None,
+        processing_class: Any = None,
+        peft_config: Any = None,
+        quantization_config: Any = None,
+        formatting_func: Callable[[dict[str, Any]], str] | None = None,
+        callbacks: list[Any] | None = None,
+        data_collator: Any = None,
+        trainer_cls: Any = None,
+        **others: Any,
+    ) -> None:
+        from trl import SFTTrainer
+
+        self.bam = bam if isinstance(bam, BamConfig) else BamConfig(**(bam or {}))
+        self.args = default_arguments(args, model, trainer_cls)
+        require_sense(self.args, others)
+        if train_dataset is None:
+            raise UserError.of("train_dataset", expected="a data set", found="none", remedy="Pass one")
+        self._model = ModelSource.of(model, self.args, quantization_config, self.bam.base)
+        self._trainer_cls = trainer_cls or SFTTrainer
+        self.processing_class = find_processing_class(processing_class, self._model)
+        self.peft_config = default_peft(peft_config)
+        self.train_dataset, self.eval_dataset = train_dataset, eval_dataset
+        self.callbacks = [callback() if isinstance(callback, type) else callback for callback in callbacks or []]
+        self.state = TrainerState()
+        self._loaded: tuple[Path, Any] | None = None
+        self._sets = training_sets(train_dataset, "target", self.bam.tokens)
+        self._sets += training_sets(replay_dataset, "replay", self.bam.tokens)
+        self._evaluation = named_sets(eval_dataset, "eval_dataset", self.bam.documents)
+        self._selection = named_sets(selection_dataset, "selection_dataset", None)
+        self._formatting = formatting_func
+        self._others = {**others, **({"data_collator": data_collator} if data_collator is not None else {})}
+        self._how = self._model.training_load(compute_dtype(self.args))
+        self._preparation = self._trl_preparation()
+        self.recipe = self._recipe()
+
+    def _trl_preparation(self) -> TrlPreparation | None:
+        if not prepares(self._trainer_cls, self.args, self.processing_class, self._others):
+            return None
+        return TrlPreparation(self.args, self.processing_class, self._formatting)
+
+    def _recipe(self) -> Recipe:
+        return describe_run(
+            model=self._model,
+            how=self._how,
+            args=self.args,
+            peft=self.peft_config,
+            bam=self.bam,
+            trainer=self._trainer_cls.__name__,
+            processing=self.processing_class,
+            formatting=self._formatting,
+            target=[one for one in self._sets if one.role == "target"],
+            replay=[one for one in self._sets if one.role == "replay"],
+            evaluation=self._evaluation,
+            selection=self._selection,
+        )
+
+    @property
+    def directory(self) -> RunDirectory:
+        """The run directory: `args.output_dir`."""
+        return RunDirectory(Path(self.args.output_dir).expanduser().resolve())
+
+    def train(self, resume_from_checkpoint: str | bool | None = None) -> TrainOutput:
+        """Trains, merges and folds until the slices are used up, or goes on with what the run directory holds.
+
+        Args:
+            resume_from_checkpoint: None: go on with what is there, if anything; True: something must be there; False:
+                nothing may be; a path: the run directory.
+
+        Returns:
+            Steps, mean training loss, and metrics: the result's bits per byte, run time.
+
+        Raises:
+            UserError: If anything the user can put right is wrong.
+            Interrupted: After Ctrl-C or SIGTERM; calling it again goes on.
+        """
+        self._check_resume(resume_from_checkpoint)
+        front = self._front()
+        self.state.log_history, self.state.global_step = [], 0
+        finished = is_finished(self.directory)
+        report = run(self.recipe, self.args.output_dir, front=front)
+        plan = self._plan()
+        if finished:
+            self._take_up(front, plan)
+        self.state.max_steps = sum(branch.steps for branch in plan.all_branches())
+        self.state.epoch = self.args.num_train_epochs
+        base = score_figures(read_record(self.directory.iteration(0) / "eval.json"))
+        log_merged(self.args, None, [(0, base), *front.points] if base else [], self.directory.root)
+        if self.args.push_to_hub:
+            self.push_to_hub()
+        losses = [entry["loss"] for entry in self.state.log_history if "loss" in entry]
+        metrics = {**(front.points[-1][1] if front.points else {}), "train_runtime": report["cost"]["wall_seconds"]}
+        self.state.log_history.append({**metrics, "step": self.state.global_step})
+        return TrainOutput(self.state.global_step, sum(losses) / len(losses) if losses else float("nan"), metrics)
+
+    def _front(self) -> TrainerFront:
+        prepared = self._preparation is not None
+        parts = TrainerParts(
+            self._trainer_cls,
+            self.args,
+            self.processing_class,
+            self.peft_config,
+            self.callbacks,
+            prepared,
+            self._branch_evaluation(),
+            self._others if prepared else {**self._others, **self._formatter()},
+        )
+        data = TrainerData(self._sets, self.recipe, self._preparation)
+        sets = [*self._evaluation, *self._selection]
+        return TrainerFront(self.recipe, self._model, self._how, parts, data, sets, self._formatting, self.state)
+
+    def _formatter(self) -> dict[str, Any]:
+        return {} if self._formatting is None else {"formatting_func": self._formatting}
+
+    def _branch_evaluation(self) -> dict[str, Any] | None:
+        """The evaluation sets as a branch's trainer takes them; None if it is not to evaluate."""
+        if self.args.eval_strategy == "no" or not self._evaluation:
+            return None
+        rows = {one.name: one.rows for one in self._evaluation}
+        return rows if self._preparation is None else self._preparation.evaluation(rows)
+
+    def _take_up(self, front: TrainerFront, plan: Plan) -> None:
+        """Log and scores of a run that was finished before."""
+        tokens = 0
+        for iteration in plan.iterations:
+            for branch in iteration.branches:
+                front.branch_found(branch)
+                tokens += branch.tokens
+            path = self.directory.iteration(iteration.iteration) / "eval.json"
+            front.iteration_end(iteration.iteration, tokens, read_record(path))
+
+    def _check_resume(self, wanted: str | bool | None) -> None:
+        root = self.directory.root
+        there = self.directory.plan.exists()
+        if isinstance(wanted, str | Path) and root not in (Path(wanted).resolve(), *Path(wanted).resolve().parents):
+            raise UserError.of(
+                f"resume_from_checkpoint={wanted!r}", expected=f"the run directory {root}", found="another folder",
+                remedy="Set args.output_dir to the run to go on with",
+            )  # fmt: skip
+        if wanted and not there:
+            raise UserError.of(
+                str(root), expected="a run to go on with", found="none", remedy="Leave out resume_from_checkpoint"
+            )
+        if wanted is False and there:
+            raise UserError.of(
+                str(root), expected="no run, as resume_from_checkpoint is False", found="one",
+                remedy="Leave it out to go on with that run, or choose another args.output_dir",
+            )  # fmt: skip
+
+    def _plan(self) -> Plan:
+        record = read_record(self.directory.plan)
+        assert record is not None
+        return Plan.from_json(record)
+
+    def evaluate(self, eval_dataset: Any = None, metric_key_prefix: str = "eval") -> dict[str, float]:
+        """Evaluates the run's result (before training: the base) as the trainer class does, and in bits per byte.
+
+        Args:
+            eval_dataset: Other examples than the trainer was made with; they get no bits per byte.
+            metric_key_prefix: First part of the metrics' names.
+
+        Returns:
+            The trainer class's metrics; for the trainer's own sets also `eval_target_bits_per_byte` and so on.
+
+        Raises:
+            UserError: If there are no examples.
+        """
+        sets = {one.name: one.rows for one in self._evaluation} if eval_dataset is None else eval_dataset
+        if not sets:
+            raise UserError.of("eval_dataset", expected="examples", found="none", remedy="Pass some")
+        with tempfile.TemporaryDirectory() as folder:
+            trainer = self._trainer_cls(
+                model=branch_view(self.model),
+                args=evaluation_arguments(self.args, Path(folder)),
+                train_dataset=one_example(self._sets[0].rows),
+                eval_dataset=sets,
+                processing_class=self.processing_class,
+                peft_config=copy.deepcopy(self.peft_config),  # starts at zero; a quantised model wants one
+                **self._others,
+                **self._formatter(),
+            )
+            metrics = dict(trainer.evaluate(metric_key_prefix=metric_key_prefix))
+        if eval_dataset is None:
+            done = len(self._plan().iterations) if is_finished(self.directory) else 0
+            scores = score_figures(read_record(self.directory.iteration(done) / "eval.json"))
+            metrics |= {name.replace("eval", metric_key_prefix, 1): value for name, value in scores.items()}
+        return metrics
+
+    @property
+    def model(self) -> Any:
+        """The run's result, loaded as the base is; before training, the base."""
+        folder = self.directory.model if is_finished(self.directory) else first_folder(self._model)
+        if self._loaded is None or self._loaded[0] != folder:
+            own = self._model.instance is not None and folder != self.directory.model
+            self._loaded = (folder, self._model.first() if own else self._model.load(folder, self._how))
+        return self._loaded[1]
+
+    def add_callback(self, callback: Any) -> None:
+        """Adds a callback, an instance or a class, for the branches still to be trained."""
+        self.callbacks.append(callback() if isinstance(callback, type) else callback)
+
+    def save_model(self, output_dir: str | Path | None = None) -> None:
+        """Copies the result, a Hugging Face model folder, to `output_dir`; None leaves it in the run's `model/`.
+
+        Raises:
+            UserError: If the run is not finished, or something is in the folder.
+        """
+        copy_result(self.directory, output_dir or self.directory.model)
+
+    def create_model_card(self, **details: Any) -> None:
+        """Writes the result's model card anew; `details` are front matter, such as license or tags."""
+        write_card(self.directory, details)
+
+    def push_to_hub(self, commit_message: str = "End of training", **details: Any) -> str:
+        """Uploads the result to `args.hub_model_id` (or a name like the run directory's); gives the address."""
+        return upload(self.directory, self.args, commit_message, **details)

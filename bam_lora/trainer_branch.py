@@ -1,0 +1,135 @@
+"""The trainer of a `BamTrainer`'s branch: the caller's class and arguments, with this branch's rows, seed and steps."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bam_lora.errors import UserError
+from bam_lora.plan import BranchPlan
+
+
+@dataclass(frozen=True)
+class TrainerParts:
+    """What the caller gave for the trainers of the branches, apart from data.
+
+    Attributes:
+        trainer_cls: A TRL trainer class.
+        args: Its arguments.
+        processing_class: Tokenizer or processor.
+        peft_config: The adapter of each branch.
+        callbacks: The caller's callbacks, shared by all branches.
+        prepared: Whether the rows are what the model takes, so that the trainer must not prepare them again.
+        evaluation: Evaluation sets for evaluations inside a branch.
+        others: Further keyword arguments of the class.
+    """
+
+    trainer_cls: Any
+    args: Any
+    processing_class: Any
+    peft_config: Any
+    callbacks: Sequence[Any] = ()
+    prepared: bool = True
+    evaluation: Mapping[str, Any] | None = None
+    others: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TrainerBranch:
+    """Makes the trainer of one branch; a `branch.MakeTrainer`. `branches`: how many the run has in all."""
+
+    parts: TrainerParts
+    rows: Any
+    plan: BranchPlan
+    branches: int
+    run_folder: Path
+    listeners: Sequence[Any] = ()
+
+    def __call__(self, view: Any, output: Path, callbacks: Sequence[Any]) -> Any:
+        """The trainer."""
+        parts = self.parts
+        with self._tracker_names():
+            return parts.trainer_cls(
+                model=view,
+                args=self._arguments(output),
+                train_dataset=self.rows,
+                eval_dataset=dict(parts.evaluation) if parts.evaluation else None,
+                processing_class=parts.processing_class,
+                peft_config=copy.deepcopy(parts.peft_config),
+                callbacks=[*callbacks, *self.listeners, *parts.callbacks],
+                **parts.others,
+            )
+
+    def _arguments(self, output: Path) -> Any:
+        args = copy.copy(self.parts.args)
+        args.output_dir = str(output)
+        args.max_steps = self.plan.steps
+        args.seed = self.plan.seed
+        args.save_steps = share(args.save_steps, self.branches)
+        args.eval_steps = share(args.eval_steps, self.branches)
+        args.warmup_steps = self._warmup(args.warmup_steps)
+        args.run_name = branch_name(args, self.plan.iteration, self.plan.branch)
+        args.disable_tqdm = True  # the run has one display for all its branches
+        args.push_to_hub = False  # the result is, not its parts
+        if self.parts.prepared:
+            args.dataset_kwargs = {**(args.dataset_kwargs or {}), "skip_prepare_dataset": True}
+        return args
+
+    def _warmup(self, wanted: float) -> float:
+        """The branch's share of the warm-up; a share of the steps stays what it is."""
+        steps = share(wanted, self.branches) or 0
+        if steps >= self.plan.steps and steps >= 1:
+            raise UserError.of(
+                "args.warmup_steps",
+                expected=f"fewer than the {self.plan.steps} steps of a branch, once shared out over {self.branches}",
+                found=str(wanted),
+                remedy="Lower it; below 1 it is a share of each branch's steps",
+            )
+        return steps
+
+    @contextlib.contextmanager
+    def _tracker_names(self) -> Iterator[None]:
+        """One tracker run per branch, all in one group, where trackers take that from the environment."""
+        os.environ.setdefault("WANDB_RUN_GROUP", group_name(self.parts.args))  # read when training starts
+        name = f"iteration-{self.plan.iteration:02}-branch-{self.plan.branch}"
+        with tensorboard_folder(self.run_folder / "runs" / name):
+            yield
+
+
+@contextlib.contextmanager
+def tensorboard_folder(folder: Path) -> Iterator[None]:
+    """Has TensorBoard callbacks that are made meanwhile write to a folder."""
+    name = "TENSORBOARD_LOGGING_DIR"
+    before = os.environ.get(name)
+    os.environ[name] = str(folder)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
+
+
+def share(value: float | None, branches: int) -> float | None:
+    """A number of steps of the whole run as one branch's share; one below 1 is a share of the steps already."""
+    if value is None or value < 1:
+        return value
+    return max(1, math.ceil(value / branches))
+
+
+def group_name(args: Any) -> str:
+    """What a tracker calls the whole run."""
+    given = args.run_name if args.run_name and args.run_name != args.output_dir else None
+    return given or Path(args.output_dir).resolve().name
+
+
+def branch_name(args: Any, iteration: int, branch: int) -> str:
+    """What a tracker calls one branch."""
+    return f"{group_name(args)}-iteration-{iteration:02}-branch-{branch}"

@@ -1,0 +1,211 @@
+"""The data of a `BamTrainer`: TRL tokenises, we deal the examples to slices, TRL packs each slice.
+
+TRL's preparation is reached by its public door: an `SFTTrainer` prepares the data sets it is made with. It is made
+with a model of a few numbers, since preparing needs none.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bam_lora import slicing
+from bam_lora.errors import UserError
+from bam_lora.packing import ROWS
+from bam_lora.store import new_folder, seal, verify
+from bam_lora.trainer_sets import TrainingSet
+
+_STREAM_ROWS = 256
+_LABELS_MASKED = -100
+
+
+@dataclass(frozen=True)
+class TrlPreparation:
+    """Prepares data sets as the caller's `SFTTrainer` would."""
+
+    args: Any
+    processing_class: Any
+    formatting_func: Any
+
+    def tokenised(self, rows: Any) -> Any:
+        """Examples as `input_ids` and `labels`, whole, in their order; other columns stay."""
+        return self._prepared({"rows": rows}, packing=False, max_length=None, shuffle_dataset=False)["rows"]
+
+    def packed(self, named: Mapping[str, Any]) -> dict[str, Any]:
+        """Tokenised examples as the trainer's own arguments want them: packed or cut, shuffled."""
+        return self._prepared(named)
+
+    def evaluation(self, named: Mapping[str, Any]) -> dict[str, Any]:
+        """Evaluation sets as the trainer prepares them."""
+        packing = self.args.packing if self.args.eval_packing is None else self.args.eval_packing
+        return self._prepared(named, packing=packing)
+
+    def _prepared(self, named: Mapping[str, Any], **changes: Any) -> dict[str, Any]:
+        from trl import SFTTrainer
+
+        args = copy.copy(self.args)
+        for name, value in {**changes, "report_to": [], "push_to_hub": False, "do_eval": False}.items():
+            setattr(args, name, value)
+        # A data collator of the caller's is not needed; padding-free without packing is none of preparing's business.
+        args.eval_strategy, args.eval_packing, args.padding_free = "no", None, False
+        tokenised = all("input_ids" in rows.column_names for rows in named.values())
+        first = next(iter(named.values()))
+        trainer = SFTTrainer(
+            _stand_in(self.processing_class),
+            args=args,
+            train_dataset=_some(first),
+            eval_dataset=dict(named),
+            processing_class=self.processing_class,
+            formatting_func=None if tokenised else self.formatting_func,
+        )
+        return dict(trainer.eval_dataset)
+
+
+def _some(rows: Any) -> Any:
+    return rows.select(range(min(1, len(rows))))
+
+
+def _stand_in(processing_class: Any) -> Any:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1,
+        num_key_value_heads=1, pad_token_id=None, bos_token_id=None, eos_token_id=None,
+    )  # fmt: skip
+    return LlamaForCausalLM(config)
+
+
+def materialised(one: TrainingSet, tokenise: Any) -> Any:
+    """A data set as tokenised examples; a stream is read until its token budget is used up.
+
+    Raises:
+        UserError: If a stream has no budget, or a set gives no example.
+    """
+    import datasets
+
+    if isinstance(one.rows, datasets.Dataset):
+        rows = tokenise(one.rows) if len(one.rows) else one.rows
+    else:
+        if one.tokens is None:
+            raise UserError.of(
+                one.name,
+                expected="a token budget, as the data set is a stream",
+                found="none",
+                remedy="Set BamConfig(tokens=...), such as tokens='5M'",
+            )
+        rows = _drawn(one.rows, int(one.tokens), tokenise)
+    if not len(rows):
+        raise UserError.of(one.name, expected="examples", found="none", remedy="Check the data set")
+    return rows
+
+
+def _drawn(stream: Any, budget: int, tokenise: Any) -> Any:
+    import datasets
+
+    parts, tokens = [], 0
+    rows: Iterator[Any] = iter(stream)
+    while tokens < budget and (batch := list(itertools.islice(rows, _STREAM_ROWS))):
+        parts.append(tokenise(datasets.Dataset.from_list(batch)))
+        tokens += int(token_counts(parts[-1]).sum())
+    return datasets.concatenate_datasets(parts) if parts else datasets.Dataset.from_list([])
+
+
+def token_counts(rows: Any, limit: int | None = None) -> npt.NDArray[np.int64]:
+    """Tokens of each example [examples]; of one that TRL will cut to `limit`, so many."""
+    import pyarrow.compute as pc
+
+    column = rows.with_format("arrow")[:]["input_ids"]
+    counts = np.asarray(pc.list_value_length(column).to_numpy(zero_copy_only=False), dtype=np.int64)
+    return counts if limit is None else np.minimum(counts, limit)
+
+
+def cut_limit(args: Any) -> int | None:
+    """The number of tokens that TRL cuts an example to, or None where all its tokens are used."""
+    splits = args.packing and args.packing_strategy in ("bfd_split", "wrapped")
+    return None if splits or args.max_length is None else int(args.max_length)
+
+
+def examples(rows: Any, pieces: slicing.Pieces, counts: npt.NDArray[np.int64]) -> Any:
+    """The examples that pieces of documents stand for, in the data set's order; the pieces may end within one.
+
+    Args:
+        rows: Tokenised examples.
+        pieces: Of one store: whole documents, or parts of them.
+        counts: Tokens of each example that count [examples]; a piece of as many is the whole example.
+    """
+    import datasets
+
+    pieces = pieces[np.argsort(pieces["start"], kind="stable")]
+    starts = np.cumsum(counts) - counts
+    index = np.searchsorted(starts, pieces["start"], side="right") - 1
+    offset = pieces["start"] - starts[index]
+    lengths = pieces["length"]
+    chosen = rows.select(index)
+    partial = np.flatnonzero((offset > 0) | (lengths < counts[index]))
+    if not len(partial):
+        return chosen
+    kept = np.setdiff1d(np.arange(len(index)), partial)
+    cut = [
+        {name: chosen[int(i)][name][offset[i] : offset[i] + lengths[i]] for name in ("input_ids", "labels")}
+        for i in partial
+    ]
+    return datasets.concatenate_datasets([chosen.select(kept), datasets.Dataset.from_list(cut, chosen.features)])
+
+
+def write_slices(
+    slices: Sequence[Any], facts: Sequence[Mapping[str, Any]], sources: Sequence[Mapping[str, Any]], folder: Path,
+    key: str, started: float,
+) -> dict[str, Any]:  # fmt: skip
+    """Writes the slices' examples one after the other and seals them; gives the facts, as `data.prepare` does."""
+    with new_folder(folder) as temporary:
+        described, position = [], 0
+        with _Writer(temporary / ROWS) as writer:
+            for rows, fact in zip(slices, facts, strict=True):
+                writer.write(rows)
+                described.append({"rows": [position, position + len(rows)], **fact})
+                position += len(rows)
+        body = {"sources": list(sources), "slices": described, "seconds": time.monotonic() - started}
+        seal(temporary, key, body)
+    return body
+
+
+class _Writer:
+    """Data sets of one schema, one after the other, as an Arrow stream that `datasets` memory-maps."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._stream: Any = None
+
+    def __enter__(self) -> _Writer:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._stream is not None:
+            self._stream.close()
+
+    def write(self, rows: Any) -> None:
+        import pyarrow as pa
+
+        if self._stream is None:
+            self._schema = rows.features.arrow_schema
+            self._stream = pa.ipc.new_stream(str(self._path), self._schema)
+        for table in rows.with_format("arrow").iter(batch_size=1000):
+            self._stream.write_table(table.select(self._schema.names).cast(self._schema))
+
+
+def found(folder: Path, key: str) -> dict[str, Any] | None:
+    """The facts of data that is there and whole."""
+    done = verify(folder, key)
+    if done is None:
+        shutil.rmtree(folder, ignore_errors=True)
+        return None
+    return dict(done["facts"])

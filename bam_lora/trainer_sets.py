@@ -1,0 +1,136 @@
+"""The data sets that a `BamTrainer` is given: what they are called, and what their content hashes to."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from bam_lora.errors import UserError
+from bam_lora.evaluate import EvaluationSet
+from bam_lora.store import digest
+
+_SAMPLED_ROWS = 256
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """Examples to train on: a `datasets.Dataset` or `IterableDataset`.
+
+    Attributes:
+        name: What it is called in the plan.
+        role: "target" or "replay".
+        rows: The data set.
+        tokens: Most tokens to take of it, or None for all.
+    """
+
+    name: str
+    role: str
+    rows: Any
+    tokens: int | str | None
+
+    def source(self) -> dict[str, Any]:
+        """It as a source of a recipe."""
+        return {"path": f"BamTrainer/{self.name}", "revision": fingerprint(self.rows), "tokens": self.tokens}
+
+
+@dataclass(frozen=True)
+class NamedSet:
+    """Examples to score on, or to choose by; `role` is "target" or "source"."""
+
+    name: str
+    role: str
+    rows: Any
+    documents: int | None
+
+    def source(self) -> dict[str, Any]:
+        """It as an evaluation source of a recipe."""
+        return {
+            "path": f"BamTrainer/{self.name}",
+            "revision": fingerprint(self.rows),
+            "set": self.name,
+            "documents": self.documents,
+        }
+
+
+def fingerprint(rows: Any) -> str:
+    """Hash of a data set: its size, its columns, and rows spread over it; of a stream, its first rows."""
+    if hasattr(rows, "__len__"):
+        count = len(rows)
+        step = max(1, -(-count // _SAMPLED_ROWS))
+        chosen = [rows[index] for index in range(0, count, step)] + ([rows[count - 1]] if count else [])
+    else:
+        count, chosen = None, list(itertools.islice(rows, _SAMPLED_ROWS))
+    return digest([count, [repr(sorted(row.items())) for row in chosen]])[:40]
+
+
+def training_sets(given: Any, role: str, tokens: int | str | None) -> list[TrainingSet]:
+    """The training sets of one argument: a data set, or a mapping or list of them.
+
+    Raises:
+        UserError: If it is something else.
+    """
+    argument = "train_dataset" if role == "target" else "replay_dataset"
+    if given is None:
+        return []
+    if isinstance(given, Mapping):
+        named = [(f"{argument}.{name}", rows) for name, rows in given.items()]
+    elif isinstance(given, list | tuple):
+        named = [(f"{argument}.{number}", rows) for number, rows in enumerate(given, 1)]
+    else:
+        named = [(argument, given)]
+    for name, rows in named:
+        _require_dataset(name, rows)
+    return [TrainingSet(name, role, rows, tokens) for name, rows in named]
+
+
+def named_sets(given: Any, argument: str, documents: int | None) -> list[NamedSet]:
+    """Evaluation or selection sets: a mapping whose names begin with "target" or "source", or one set: the target.
+
+    Raises:
+        UserError: If it is something else.
+    """
+    if given is None:
+        return []
+    if not isinstance(given, Mapping):
+        given = {"target": given}
+    for name, rows in given.items():
+        _require_dataset(f"{argument}[{name!r}]", rows)
+    return [
+        NamedSet(str(name), "source" if str(name).startswith("source") else "target", rows, documents)
+        for name, rows in given.items()
+    ]
+
+
+def _require_dataset(name: str, rows: Any) -> None:
+    import datasets
+
+    if not isinstance(rows, datasets.Dataset | datasets.IterableDataset):
+        raise UserError.of(
+            name,
+            expected="a datasets.Dataset or IterableDataset",
+            found=type(rows).__name__,
+            remedy="Load it with datasets.load_dataset(..., split='train') or datasets.Dataset.from_list",
+        )
+
+
+def texts_of(one: NamedSet, text_field: str, formatting: Any) -> EvaluationSet:
+    """The documents of a set: its text column, or what the formatting function makes of each row.
+
+    Raises:
+        UserError: If it has no text.
+    """
+    rows = itertools.islice(one.rows, one.documents)
+    if formatting is not None:
+        documents = tuple(str(formatting(row)) for row in rows)
+    else:
+        documents = tuple(row[text_field] for row in rows if row.get(text_field))
+    if not any(documents):
+        raise UserError.of(
+            f"evaluation set {one.name!r}",
+            expected=f"texts in column {text_field!r}, for bits per byte",
+            found="none",
+            remedy="Name the column in args.dataset_text_field, or give the set as text",
+        )
+    return EvaluationSet(one.name, one.role, tuple(text for text in documents if text and not text.isspace()))

@@ -1,0 +1,124 @@
+"""Which examples of a `BamTrainer` go into which slice, with replay mixed in, and what of it is written down."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bam_lora import slicing
+from bam_lora.data import Layout, TrainingSource, deal_sources
+from bam_lora.recipe import Recipe
+from bam_lora.sources import TextSource
+from bam_lora.trainer_data import (
+    TrlPreparation,
+    cut_limit,
+    examples,
+    found,
+    materialised,
+    token_counts,
+    write_slices,
+)
+from bam_lora.trainer_sets import TrainingSet
+
+
+@dataclass(frozen=True)
+class TrainerData:
+    """Makes the data of a run from the data sets of a script.
+
+    Attributes:
+        sets: Target and replay sets.
+        recipe: The run.
+        preparation: TRL's, or None where the trainer prepares its examples itself: then examples are counted, not
+            tokens.
+    """
+
+    sets: Sequence[TrainingSet]
+    recipe: Recipe
+    preparation: TrlPreparation | None
+
+    def __call__(self, folder: Path, key: str) -> dict[str, Any]:
+        """Makes the slices at a folder, or finds them there; gives the facts, as `data.prepare` does."""
+        done = found(folder, key)
+        if done is not None:
+            return done
+        started = time.monotonic()
+        rows, counts, sources = [], [], []
+        for one in self.sets:
+            taken = self._examples(one)
+            rows.append(taken if self.preparation is None else taken.select_columns(["input_ids", "labels"]))
+            counts.append(self._counts(taken))
+            sources.append(self._source_facts(one, taken, counts[-1]))
+        dealt, used = self._deal(counts)
+        slices = [self._slice(rows, counts, target, replay) for target, replay in dealt]
+        facts = [
+            {"target_tokens": int(target["length"].sum()), "replay_tokens": int(replay["length"].sum())}
+            for target, replay in dealt
+        ]
+        if self.preparation is not None:
+            packed = self.preparation.packed({f"slice {number}": part for number, part in enumerate(slices, 1)})
+            slices = list(packed.values())
+            for fact, part in zip(facts, slices, strict=True):
+                kept = int(token_counts(part).sum())
+                fact["dropped_tokens"] = fact["target_tokens"] + fact["replay_tokens"] - kept
+        for source, amount in zip(sources, used, strict=True):
+            source["used_tokens"] = amount
+        return write_slices(slices, facts, sources, folder, key, started)
+
+    def _examples(self, one: TrainingSet) -> Any:
+        if self.preparation is not None:
+            return materialised(one, self.preparation.tokenised)
+        return materialised(one, lambda rows: rows)
+
+    def _counts(self, rows: Any) -> npt.NDArray[np.int64]:
+        if self.preparation is None:
+            return np.ones(len(rows), np.int64)
+        return token_counts(rows, cut_limit(self.preparation.args))
+
+    def _source_facts(self, one: TrainingSet, rows: Any, counts: npt.NDArray[np.int64]) -> dict[str, Any]:
+        source = one.source()
+        whole = counts if self.preparation is None else token_counts(rows)
+        return {
+            "path": source["path"],
+            "revision": source["revision"],
+            "role": one.role,
+            "unit": "examples" if self.preparation is None else "tokens",
+            "documents": len(rows),
+            "tokens": int(counts.sum()),
+            "truncated_tokens": int(whole.sum() - counts.sum()),
+        }
+
+    def _deal(
+        self, counts: Sequence[npt.NDArray[np.int64]]
+    ) -> tuple[list[tuple[slicing.Pieces, slicing.Pieces]], list[int]]:
+        data = self.recipe.data
+        given = [*data.target, *data.replay]
+        sources = [
+            TrainingSource(TextSource(one.name), one.role, recipe.tokens)
+            for one, recipe in zip(self.sets, given, strict=True)
+        ]
+        layout = Layout(self.recipe.slices, sys.maxsize, data.slicing, data.replay_share, self.recipe.seed)
+        return deal_sources(sources, list(counts), layout)
+
+    def _slice(
+        self,
+        rows: Sequence[Any],
+        counts: Sequence[npt.NDArray[np.int64]],
+        target: slicing.Pieces,
+        replay: slicing.Pieces,
+    ) -> Any:
+        """The examples of one slice: of each data set in its own order, the targets before the replay."""
+        import datasets
+
+        parts = []
+        for store, (taken, amounts) in enumerate(zip(rows, counts, strict=True)):
+            for pieces in (target[target["store"] == store], replay[replay["store"] == store]):
+                if len(pieces):
+                    parts.append(examples(taken, pieces, amounts))
+        return datasets.concatenate_datasets(parts)
