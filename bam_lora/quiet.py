@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 # Each of these speaks of how a library is used by us, not of anything the user could change.
 _IGNORED = [
@@ -36,6 +38,25 @@ def quiet(*, verbose: bool = False) -> None:
         warnings.filterwarnings("ignore", category=categories[category], module=modules)
     for text in _IGNORED_TEXTS:
         warnings.filterwarnings("ignore", message=text)
+
+
+@contextmanager
+def restored_libraries() -> Iterator[None]:
+    """Puts back, at the end, what `quiet_libraries` changes: a script has settings of its own."""
+    import datasets
+    import transformers
+
+    log = transformers.utils.logging
+    bars = datasets.utils.are_progress_bars_disabled(), log.is_progress_bar_enabled()
+    verbosity = log.get_verbosity()
+    try:
+        yield
+    finally:
+        log.set_verbosity(verbosity)
+        if not bars[0]:
+            datasets.enable_progress_bars()
+        if bars[1]:
+            log.enable_progress_bar()
 
 
 def quiet_libraries() -> None:

@@ -15,6 +15,7 @@ from bam_lora.bam_config import BamConfig
 from bam_lora.errors import UserError
 from bam_lora.loop import is_finished, run
 from bam_lora.plan import Plan
+from bam_lora.quiet import restored_libraries
 from bam_lora.recipe import Recipe
 from bam_lora.rundir import RunDirectory
 from bam_lora.store import read_record
@@ -158,7 +159,9 @@ class BamTrainer:
         front = self._front()
         self.state.log_history, self.state.global_step = [], 0
         finished = is_finished(self.directory)
-        report = run(self.recipe, self.args.output_dir, front=front)
+        self._loaded = None  # its memory is wanted
+        with restored_libraries():
+            report = run(self.recipe, self.args.output_dir, front=front)
         plan = self._plan()
         if finished:
             self._take_up(front, plan)

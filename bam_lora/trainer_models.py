@@ -156,6 +156,11 @@ def require_sense(args: Any, others: Mapping[str, Any]) -> None:
             "the number of processes", expected="1", found=str(args.world_size),
             remedy="Start the script with `python`, not with torchrun or accelerate launch",
         )  # fmt: skip
+    if args.n_gpu > 1:
+        raise UserError.of(
+            "the number of GPUs", expected="1: a branch trains on one", found=str(args.n_gpu),
+            remedy="Start the script with CUDA_VISIBLE_DEVICES=0",
+        )  # fmt: skip
     for name in ("load_best_model_at_end", "auto_find_batch_size"):
         if getattr(args, name, False):
             raise UserError.of(
