@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,8 @@ def probe_baseline(root: Path, recipe: Recipe, share: float) -> dict[str, Any]:
         )
     plan = read_record(RunDirectory(root).plan)
     assert plan is not None, "the run is finished"
-    probe = probe_recipe(recipe, plan["data"]["sources"], share)
+    groups = {branch.get("group") for iteration in plan["iterations"] for branch in iteration["branches"]}
+    probe = probe_recipe(recipe, plan["data"]["sources"], share, len(groups))
     place = root / _FOLDER / f"{share:g}-{recipe_key(probe)[:8]}"  # an extended run has another probe
     own, single = place / recipe.strategy, place / "single"
     run(probe, own, progress=RunProgress(title=f"baseline {own.name}"))
@@ -77,7 +79,7 @@ def probe_baseline(root: Path, recipe: Recipe, share: float) -> dict[str, Any]:
     return record
 
 
-def probe_recipe(recipe: Recipe, used: Sequence[dict[str, Any]], share: float) -> Recipe:
+def probe_recipe(recipe: Recipe, used: Sequence[dict[str, Any]], share: float, groups: int = 1) -> Recipe:
     """The recipe on a share of the tokens that each target source gave, replay in proportion.
 
     Slices are cut to two iterations' worth at the most: as many as the whole run has would hold a few steps each.
@@ -86,6 +88,7 @@ def probe_recipe(recipe: Recipe, used: Sequence[dict[str, Any]], share: float) -
         recipe: A finished run's recipe.
         used: The sources in that run's plan.
         share: Of their target tokens.
+        groups: Groups that the run's data is sliced by; the slices stay a multiple of them.
     """
     values = copy.deepcopy(recipe.resolved())
     for source, wanted in zip(values["data"]["target"], recipe.data.target, strict=True):
@@ -93,7 +96,7 @@ def probe_recipe(recipe: Recipe, used: Sequence[dict[str, Any]], share: float) -
         source["tokens"] = max(1, round(share * tokens))
     if values["training"]["max_steps"] > 0:
         values["training"]["max_steps"] = max(values["bam"]["slices"], round(share * values["training"]["max_steps"]))
-    values["bam"]["slices"] = min(recipe.bam.slices, 2 * recipe.branches)
+    values["bam"]["slices"] = min(recipe.bam.slices, math.lcm(groups, 2 * recipe.branches))
     values["evaluation"].update(samples=[], branches=False)
     return recipe_from_dict(values)
 

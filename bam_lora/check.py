@@ -15,8 +15,10 @@ from bam_lora.errors import UserError
 from bam_lora.ledger import LEDGER_FILE
 from bam_lora.module_weights import require_patterns
 from bam_lora.plan import describe_merge, iteration_count, merge_settings
+from bam_lora.planning import require_groups, slicing_of
 from bam_lora.quiet import quiet_libraries
 from bam_lora.recipe import EvaluationSource, Recipe, Source
+from bam_lora.slice_groups import ColumnValues
 from bam_lora.sources import TextSource, open_source, read_texts
 from bam_lora.store import require_space
 
@@ -44,8 +46,9 @@ def check_recipe(recipe: Recipe) -> str:
     require_patterns(folder, recipe.lora.target_modules, recipe.bam.merge.weights_by_module)
     checkpoint = open_checkpoint(folder)
     lines = [f"base        {recipe.base}: {_parameters(checkpoint):,} parameters"]
-    for role, sources in (("target", recipe.data.target), ("replay", recipe.data.replay)):
-        lines += [f"{role:11} {_describe_source(source, tokenizer)}" for source in sources]
+    column = recipe.data.slicing_column if slicing_of(recipe) == "by_column" else None
+    lines += [f"target      {_describe_source(source, tokenizer, column)}" for source in recipe.data.target]
+    lines += [f"replay      {_describe_source(source, tokenizer)}" for source in recipe.data.replay]
     chosen_by = [*recipe.selection.target, *recipe.selection.source]
     for role, sets in (
         ("learning", recipe.evaluation.target), ("forgetting", recipe.evaluation.source), ("selection", chosen_by),
@@ -60,6 +63,7 @@ def check_recipe(recipe: Recipe) -> str:
         lines.append(
             "note        without evaluation.target and evaluation.source, learning or forgetting is not measured"
         )
+    require_groups(recipe)
     lines += _plan_lines(recipe) + _disk_lines(recipe, folder, checkpoint)
     return "\n".join(lines)
 
@@ -85,11 +89,13 @@ def _parameters(checkpoint: Checkpoint) -> int:
     return total
 
 
-def _describe_source(source: Source | EvaluationSource, tokenizer: Any) -> str:
+def _describe_source(source: Source | EvaluationSource, tokenizer: Any, column: str | None = None) -> str:
     where = TextSource(source.path, source.name, source.split, source.revision, source.text)
     with tempfile.TemporaryDirectory() as cache:
         opened = open_source(where, streaming=True, cache=Path(cache))
-        texts = [text for _, text in itertools.islice(read_texts(where, opened), _SAMPLE_DOCUMENTS)]
+        values = ColumnValues(where, column) if column is not None else None
+        read = read_texts(where, opened, note=values.note if values is not None else None)
+        texts = [text for _, text in itertools.islice(read, _SAMPLE_DOCUMENTS)]
     if not texts:
         raise UserError.of(source.path, expected="text", found="no rows with text", remedy="Check split and column")
     size = sum(len(text.encode()) for text in texts)
@@ -97,7 +103,8 @@ def _describe_source(source: Source | EvaluationSource, tokenizer: Any) -> str:
     excerpt = " ".join(texts[0].split())[:_EXCERPT_CHARACTERS]
     limit = getattr(source, "tokens", None)
     amount = f"at most {limit:,} tokens, " if limit else ""
-    return f"{source.path}: {amount}{size / tokens:.2f} bytes per token; starts “{excerpt}…”"
+    groups = f"{column} {', '.join(values.names)} at its start; " if values is not None else ""
+    return f"{source.path}: {amount}{size / tokens:.2f} bytes per token; {groups}starts “{excerpt}…”"
 
 
 def _plan_lines(recipe: Recipe) -> list[str]:

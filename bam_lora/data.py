@@ -20,8 +20,10 @@ import numpy as np
 import numpy.typing as npt
 
 from bam_lora import slicing
+from bam_lora.dealing import deal_sources
 from bam_lora.errors import UserError
 from bam_lora.packing import ROWS, write_rows
+from bam_lora.slice_groups import ColumnValues
 from bam_lora.sources import OpenSource, TextSource, open_source, read_texts
 from bam_lora.store import digest, new_folder, seal, verify
 
@@ -38,6 +40,8 @@ class TrainingSource:
     tokens: int | None = None
     weight: float | None = None
     skip_rows: int = 0  # rows that an earlier part of the run has used
+    group: str | None = None  # what its slices are called where data is sliced by data set
+    group_column: str | None = None  # the column that says which group a row is of
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,7 @@ class TokenStore:
     lengths: slicing.Lengths
     rows: npt.NDArray[np.int64]
     facts: dict[str, Any]
+    labels: slicing.Lengths | None  # the group of each document, as an index into the facts' "groups"
 
 
 def prepare(
@@ -88,10 +93,11 @@ def prepare(
     started = time.monotonic()
     work = folder.with_name(f"{folder.name}-tokens")
     stores = _tokenise_all(sources, layout, tokenizer, work, say)
-    dealt, used = deal_sources(sources, [store.lengths for store in stores], layout)
+    grouping = [_groups_of(source, store) for source, store in zip(sources, stores, strict=True)]
+    dealt, used, groups = deal_sources(sources, [store.lengths for store in stores], layout, grouping)
     with new_folder(folder) as temporary:
         tokens = [store.tokens for store in stores]
-        slices = write_rows(temporary / ROWS, tokens, dealt, layout.sequence_length, layout.seed)
+        slices = write_rows(temporary / ROWS, tokens, dealt, layout.sequence_length, layout.seed, groups)
         facts = {
             "sources": [
                 _source_facts(source, store, amount)
@@ -111,59 +117,6 @@ def prepare(
         seal(temporary, key, facts)
     shutil.rmtree(work)
     return facts
-
-
-def deal_sources(
-    sources: Sequence[TrainingSource], lengths: Sequence[slicing.Lengths], layout: Layout
-) -> tuple[list[tuple[slicing.Pieces, slicing.Pieces]], list[int]]:
-    """Decides which tokens of which source go into which slice.
-
-    Returns:
-        Per slice its target and replay pieces, and per source the number of tokens used.
-
-    Raises:
-        UserError: If there is too little target text for the slices, or too little replay for its share.
-    """
-    available = [
-        min(int(length.sum()), source.tokens or int(length.sum()))
-        for source, length in zip(sources, lengths, strict=True)
-    ]
-    target = [index for index, source in enumerate(sources) if source.role == "target"]
-    replay = [index for index, source in enumerate(sources) if source.role == "replay"]
-    used = [0] * len(sources)
-    for index, amount in zip(target, _quotas(sources, available, target, None), strict=True):
-        used[index] = amount
-    targets = slicing.select(lengths, used)
-    pieces = slicing.cut(slicing.order(targets, layout.slicing, layout.seed), layout.sequence_length)
-    slices = slicing.deal(pieces, layout.slices)
-    ratio = layout.replay_share / (1 - layout.replay_share)
-    wanted = [round(int(part["length"].sum()) * ratio) for part in slices]
-    replayed = slicing.select(lengths, [0] * len(sources))
-    if sum(wanted):
-        amounts = _quotas(sources, available, replay, sum(wanted))
-        _require_replay(sum(amounts), sum(wanted), layout.replay_share)
-        for index, amount in zip(replay, amounts, strict=True):
-            used[index] = amount
-        replayed = slicing.select(lengths, [used[i] if i in replay else 0 for i in range(len(sources))])
-    parts = slicing.deal_exactly(slicing.order(replayed, layout.slicing, layout.seed + 1), wanted)
-    replays = [slicing.cut(part, layout.sequence_length) for part in parts]
-    return list(zip(slices, replays, strict=True)), used
-
-
-def _quotas(
-    sources: Sequence[TrainingSource], available: Sequence[int], chosen: Sequence[int], total: int | None
-) -> list[int]:
-    return slicing.quotas([available[i] for i in chosen], [sources[i].weight for i in chosen], total)
-
-
-def _require_replay(found: int, wanted: int, share: float) -> None:
-    if found < wanted:
-        raise UserError.of(
-            "data.replay",
-            expected=f"{wanted} tokens (replay_share {share:g} of all training tokens)",
-            found=f"{found}",
-            remedy="Add replay data, lower data.replay_share, or limit the target with `tokens`",
-        )
 
 
 def _tokenise_all(
@@ -202,6 +155,7 @@ def _tokenised(source: TrainingSource, tokenizer: Any, work: Path, say: Say) -> 
         tokens=np.memmap(tokens, dtype=np.int32, mode="r") if tokens.stat().st_size else np.zeros(0, np.int32),
         lengths=np.fromfile(folder / "lengths.bin", dtype=np.int64),
         rows=np.fromfile(folder / "rows.bin", dtype=np.int64),
+        labels=np.fromfile(folder / "labels.bin", dtype=np.int64) if source.group_column else None,
         facts=manifest["facts"],
     )
 
@@ -215,11 +169,12 @@ def _tokenise_into(source: TrainingSource, tokenizer: Any, folder: Path) -> dict
             remedy="Set `eos_token` in its tokenizer_config.json",
         )
     opened = open_source(source.where, streaming=source.tokens is not None, cache=folder / "cache")
+    column = ColumnValues(source.where, source.group_column) if source.group_column else None
     lengths: list[int] = []
     rows: list[int] = []
     size_bytes = total = 0
     with (folder / "tokens.bin").open("wb") as file:
-        for numbers, texts in _batches(source, opened):
+        for numbers, texts in _batches(source, opened, column):
             size_bytes += sum(len(text.encode()) for text in texts)
             documents = tokenised(texts, tokenizer)
             # Not ndarray.tofile: it loses the error when the disk is full.
@@ -236,9 +191,20 @@ def _tokenise_into(source: TrainingSource, tokenizer: Any, folder: Path) -> dict
             found="no rows with text",
             remedy="Check the file, the split and the column",
         )
-    for name, values in (("lengths", lengths), ("rows", rows)):
+    arrays = {"lengths": lengths, "rows": rows}
+    groups: dict[str, Any] = {}
+    if column is not None:
+        groups["groups"], arrays["labels"] = column.names, column.labels(rows).tolist()
+    for name, values in arrays.items():
         (folder / f"{name}.bin").write_bytes(np.asarray(values, dtype=np.int64).tobytes())
-    return {**opened.facts, "documents": len(lengths), "tokens": total, "bytes": size_bytes}
+    return {**opened.facts, "documents": len(lengths), "tokens": total, "bytes": size_bytes, **groups}
+
+
+def _groups_of(source: TrainingSource, store: TokenStore) -> tuple[list[str], slicing.Lengths]:
+    """The groups that a source holds, and the group of each of its documents."""
+    if store.labels is not None:
+        return store.facts["groups"], store.labels
+    return [source.group] if source.group is not None else [], np.zeros(len(store.lengths), np.int64)
 
 
 def tokenised(texts: Sequence[str], tokenizer: Any) -> list[list[int]]:
@@ -249,11 +215,14 @@ def tokenised(texts: Sequence[str], tokenizer: Any) -> list[list[int]]:
     ]
 
 
-def _batches(source: TrainingSource, opened: OpenSource) -> Iterator[tuple[list[int], list[str]]]:
+def _batches(
+    source: TrainingSource, opened: OpenSource, column: ColumnValues | None
+) -> Iterator[tuple[list[int], list[str]]]:
     numbers: list[int] = []
     texts: list[str] = []
     characters = 0
-    for number, text in read_texts(source.where, opened, skip_rows=source.skip_rows):
+    note = column.note if column is not None else None
+    for number, text in read_texts(source.where, opened, skip_rows=source.skip_rows, note=note):
         numbers.append(number)
         texts.append(text)
         characters += len(text)

@@ -30,8 +30,13 @@ def write_rows(
     dealt: Sequence[tuple[slicing.Pieces, slicing.Pieces]],
     sequence_length: int,
     seed: int,
+    groups: Sequence[str] | None = None,
 ) -> list[dict[str, Any]]:
-    """Packs each slice and writes its rows, in shuffled order, one slice after the other."""
+    """Packs each slice and writes its rows, in shuffled order, one slice after the other.
+
+    Returns:
+        Per slice its rows, its tokens, and with `groups` the group that it is of.
+    """
     facts: list[dict[str, Any]] = []
     row_count = 0
     with contextlib.closing(_RowWriter(path)) as writer:
@@ -42,7 +47,8 @@ def write_rows(
             for row in shuffled:
                 writer.write(stores, pieces[rows[row]])
             tokens = {"target_tokens": int(target["length"].sum()), "replay_tokens": int(replay["length"].sum())}
-            facts.append({"rows": [row_count, row_count + len(rows)], **tokens})
+            group = {} if groups is None else {"group": groups[index]}
+            facts.append({"rows": [row_count, row_count + len(rows)], **tokens, **group})
             row_count += len(rows)
     return facts
 

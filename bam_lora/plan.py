@@ -18,12 +18,16 @@ from bam_lora.store import digest
 
 @dataclass(frozen=True)
 class SlicePlan:
-    """One slice as the data stage made it: rows `[start, stop)` of the packed data of one part of the run."""
+    """One slice as the data stage made it: rows `[start, stop)` of the packed data of one part of the run.
+
+    `group` is the data set or column value that its target text is of, where the data is sliced by such.
+    """
 
     data: str
     rows: tuple[int, int]
     target_tokens: int
     replay_tokens: int
+    group: str | None = None
 
 
 CountSteps = Callable[[SlicePlan], int]
@@ -48,6 +52,7 @@ class BranchPlan:
     steps: int
     seed: int
     key: str
+    group: str | None = None
 
 
 @dataclass(frozen=True)

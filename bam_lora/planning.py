@@ -14,6 +14,8 @@ from bam_lora.plan import Plan, SlicePlan, derive_seed, describe_merge, make_pla
 from bam_lora.progress import RunProgress
 from bam_lora.recipe import Recipe, Source
 from bam_lora.rundir import RunDirectory, recipe_key
+from bam_lora.slice_groups import GROUPED, dataset_names
+from bam_lora.slicing import require_even_groups
 from bam_lora.sources import TextSource, text_source
 from bam_lora.store import digest, read_record, write_record
 
@@ -49,7 +51,9 @@ def settle_plan(
         )
     part = _prepare_part(directory, recipe, tokenizer, parts, count, progress, None, front)
     slices = [
-        SlicePlan(part["part"], (one["rows"][0], one["rows"][1]), one["target_tokens"], one["replay_tokens"])
+        SlicePlan(
+            part["part"], (one["rows"][0], one["rows"][1]), one["target_tokens"], one["replay_tokens"], one.get("group")
+        )
         for one in part["slices"]
     ]
     plan = make_plan(recipe, slices, base_key=base_key, earlier=earlier, count=front.epoch_steps)
@@ -81,11 +85,13 @@ def _prepare_part(
     """
     name = f"{len(earlier) + 1:02}"
     seed = derive_seed(recipe.seed, "data", name)
-    layout = Layout(slices, recipe.data.sequence_length, recipe.data.slicing, recipe.data.replay_share, seed)
+    layout = Layout(slices, recipe.data.sequence_length, slicing_of(recipe), recipe.data.replay_share, seed)
     key = digest(["data", recipe_key(recipe), tokenizer_digest(tokenizer), name])
     if front.prepare_part is not None:
         return {"part": name, **front.prepare_part(directory.data(name), key)}
     sources = _training_sources(recipe, earlier)
+    if not earlier:  # before hours of tokenising; an extension knows its groups only once it has read on
+        require_groups(recipe)
     facts = prepare(sources, layout, tokenizer, directory.data(name), key=key, say=progress.say, expected=expected)
     return {"part": name, **facts}
 
@@ -103,16 +109,38 @@ def _totals(plan: Plan, parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def _training_sources(recipe: Recipe, parts: Sequence[dict[str, Any]]) -> list[TrainingSource]:
     """The recipe's sources; of those that earlier parts of the run have read, what is left."""
     sources = []
-    for role, listed in (("target", recipe.data.target), ("replay", recipe.data.replay)):
-        for source in listed:
-            where = text_source(source)
-            seen = [s for part in parts for s in part["sources"] if role == "target" == s["role"] and _is(s, where)]
-            used = sum(s["used_tokens"] for s in seen)
-            limit = None if source.tokens is None else source.tokens - used
-            if limit is None or limit > 0:
-                skip = max((s["next_row"] for s in seen), default=0)
-                sources.append(TrainingSource(where, role, limit, source.weight, skip))
+    column = recipe.data.slicing_column if slicing_of(recipe) == "by_column" else None
+    targets = zip(recipe.data.target, _groups(recipe), strict=True)
+    listed = [*(("target", one, group, column) for one, group in targets)]
+    listed += [("replay", one, None, None) for one in recipe.data.replay]
+    for role, source, group, by in listed:
+        where = text_source(source)
+        seen = [s for part in parts for s in part["sources"] if role == "target" == s["role"] and _is(s, where)]
+        used = sum(s["used_tokens"] for s in seen)
+        limit = None if source.tokens is None else source.tokens - used
+        if limit is None or limit > 0:
+            skip = max((s["next_row"] for s in seen), default=0)
+            sources.append(TrainingSource(where, role, limit, source.weight, skip, group, by))
     return sources
+
+
+def slicing_of(recipe: Recipe) -> str:
+    """`data.slicing` as the strategy makes it: one slice of everything has no groups."""
+    return "random" if recipe.strategy == "single" and recipe.data.slicing in GROUPED else recipe.data.slicing
+
+
+def require_groups(recipe: Recipe) -> None:
+    """Raises a UserError if a new run's slices cannot be shared out to its data sets."""
+    if slicing_of(recipe) == "by_dataset":
+        require_even_groups([name for name in _groups(recipe) if name is not None], recipe.slices)
+
+
+def _groups(recipe: Recipe) -> list[str | None]:
+    """The group of each target source, where its data set is its group."""
+    targets = recipe.data.target
+    if slicing_of(recipe) != "by_dataset":
+        return [None] * len(targets)
+    return [*dataset_names([text_source(source) for source in targets])]
 
 
 def is_source(facts: dict[str, Any], source: Source) -> bool:

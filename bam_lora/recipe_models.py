@@ -25,9 +25,17 @@ class Data(Section):
     )
     replay_share: float = Field(default=0.0, ge=0, lt=1, description="Replay's share of all training tokens.")
     sequence_length: int = Field(default=2048, ge=8, description="Tokens in a training sequence.")
-    slicing: Literal["random", "contiguous"] = Field(
+    slicing: Literal["random", "contiguous", "by_dataset", "by_column"] = Field(
         default="random",
-        description="How the sequences are dealt out to the slices: shuffled by `seed`, or in their order.",
+        description="How the sequences are dealt out to the slices: shuffled by `seed` (`random`), in their order "
+        "(`contiguous`), or shuffled within groups, each slice of one group, the groups taking turns: every target "
+        "source is a group (`by_dataset`), or every value of a column (`by_column`). `bam.slices` is then a multiple "
+        "of the number of groups.",
+    )
+    slicing_column: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Column of the target sources for `slicing: by_column`, such as `language`.",
     )
 
 

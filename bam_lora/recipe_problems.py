@@ -24,8 +24,6 @@ from bam_lora.recipe_yaml import Located, Place
 _LATER: dict[tuple[KeyPath, Any], str] = {
     (("mode",), "chat"): "text",
     (("lora", "dora"), True): "false",
-    (("data", "slicing"), "by_dataset"): "random or contiguous",
-    (("data", "slicing"), "by_column"): "random or contiguous",
 }
 """Values that the design knows and this version does not, and what there is instead."""
 

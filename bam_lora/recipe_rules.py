@@ -50,6 +50,16 @@ def _sources(data: Data) -> list[Finding]:
     return findings
 
 
+def _slicing(data: Data) -> list[Finding]:
+    place = ("data", "slicing_column")
+    if data.slicing == "by_column" and data.slicing_column is None:
+        return [(place, "expected the column to slice by, found none; name it, such as language")]
+    if data.slicing != "by_column" and data.slicing_column is not None:
+        message = f"expected none, since slicing is {data.slicing}, found {data.slicing_column!r}"
+        return [(place, f"{message}; say `slicing: by_column`, or leave it out")]
+    return []
+
+
 def _local_revisions(place: tuple[str, str], sources: Sequence[Source | EvaluationSource]) -> list[Finding]:
     message = "only data on the Hub has revisions; leave it out for files"
     return [
@@ -164,6 +174,7 @@ RULES: tuple[tuple[tuple[str, ...], Callable[..., list[Finding]]], ...] = (
     (("base", "revision"), _revision),
     (("data",), _replay),
     (("data",), _sources),
+    (("data",), _slicing),
     (("strategy", "bam"), _bam),
     (("training",), _max_steps),
     (("evaluation",), _evaluation),

@@ -93,7 +93,7 @@ def select(stores: Sequence[Lengths], amounts: Sequence[int]) -> Pieces:
 
 
 def order(table: Pieces, slicing: str, seed: int) -> Pieces:
-    """Documents in the order in which they are dealt: shuffled (`random`) or as they came (`contiguous`)."""
+    """Documents in the order in which they are dealt: as they came if slicing is `contiguous`, else shuffled."""
     if slicing == "contiguous":
         return table
     permutation = np.random.Generator(np.random.PCG64(seed)).permutation(len(table))
@@ -111,8 +111,63 @@ def cut(table: Pieces, sequence_length: int) -> Pieces:
     return pieces[pieces["length"] > 0]
 
 
-def deal(pieces: Pieces, slices: int) -> list[Pieces]:
+def document_numbers(table: Pieces, stores: Sequence[Lengths]) -> Lengths:
+    """The document that each piece is part of, counted over all stores in order [pieces]."""
+    numbers = np.zeros(len(table), np.int64)
+    before = 0
+    for index, lengths in enumerate(stores):
+        of_store = table["store"] == index
+        starts = np.cumsum(lengths) - lengths
+        numbers[of_store] = before + np.searchsorted(starts, table["start"][of_store], side="right") - 1
+        before += len(lengths)
+    return numbers
+
+
+def require_even_groups(names: Sequence[str], slices: int) -> None:
+    """Raises a UserError unless every group can get the same number of slices."""
+    if slices % len(names):
+        listed = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
+        raise UserError.of(
+            "bam.slices",
+            expected=f"a multiple of {len(names)}, the number of groups to slice by ({listed})",
+            found=str(slices),
+            remedy="Give every group the same number of slices; with --extend only the new ones count",
+        )
+
+
+def deal_groups(pieces: Pieces, labels: Lengths, names: Sequence[str], slices: int) -> tuple[list[Pieces], list[str]]:
+    """Deals each group's pieces, in order, to slices of its own; the groups take turns.
+
+    Args:
+        pieces: Pieces of all groups.
+        labels: The group of each piece, as an index into `names` [pieces].
+        names: The groups, in the order of their turns; one without a piece has no turn.
+        slices: Slices in all: a multiple of the number of groups.
+
+    Returns:
+        The slices (the first group's first, the second group's first, ..., the first group's second, ...), and the
+        group of each. Slices of one group are equal in tokens, to within one piece.
+
+    Raises:
+        UserError: If there is not the same number of slices for every group, or too little text for a group's.
+    """
+    present = [index for index in range(len(names)) if (labels == index).any()]
+    require_even_groups([names[index] for index in present], slices)
+    rounds = slices // len(present)
+    dealt = [deal(pieces[labels == index], rounds, f"data.target, group {names[index]}") for index in present]
+    return (
+        [group[turn] for turn in range(rounds) for group in dealt],
+        [names[index] for _ in range(rounds) for index in present],
+    )
+
+
+def deal(pieces: Pieces, slices: int, name: str = "data.target") -> list[Pieces]:
     """Deals pieces, in order, to slices of equal size in tokens (to within one piece).
+
+    Args:
+        pieces: What is dealt.
+        slices: Number of slices.
+        name: What the pieces are, for the error.
 
     Raises:
         UserError: If there are not enough pieces for every slice to get one.
@@ -122,7 +177,7 @@ def deal(pieces: Pieces, slices: int) -> list[Pieces]:
     bounds = [int(np.abs(edges - total * index / slices).argmin()) for index in range(slices)] + [len(pieces)]
     if any(stop <= start for start, stop in itertools.pairwise(bounds)):
         raise UserError.of(
-            "data.target",
+            name,
             expected=f"enough text for {slices} slices",
             found=f"{total} tokens in {len(pieces)} pieces",
             remedy="Give more data, a smaller data.sequence_length or fewer bam.slices",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import glob
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 _BUILDERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".txt": "text"}
 _COMPRESSED = {".gz", ".zst", ".bz2", ".xz"}
+DATA_SUFFIXES = {*_BUILDERS, *_COMPRESSED}
 
 
 @dataclass(frozen=True)
@@ -89,8 +90,16 @@ def open_source(source: TextSource, *, streaming: bool, cache: Path) -> OpenSour
         raise _unreadable(source, error) from error
 
 
-def read_texts(source: TextSource, opened: OpenSource, *, skip_rows: int = 0) -> Iterator[tuple[int, str]]:
+def read_texts(
+    source: TextSource,
+    opened: OpenSource,
+    *,
+    skip_rows: int = 0,
+    note: Callable[[int, Mapping[str, Any]], None] | None = None,
+) -> Iterator[tuple[int, str]]:
     """Row numbers and texts of an open source; rows whose text is empty or missing are passed over.
+
+    `note` sees every row that has text, with its number.
 
     Raises:
         UserError: If the text column is missing or does not hold text, or the data cannot be read.
@@ -122,6 +131,8 @@ def read_texts(source: TextSource, opened: OpenSource, *, skip_rows: int = 0) ->
                 remedy="Name another column in this source's `text:`",
             )
         if text and not text.isspace():
+            if note is not None:
+                note(number, row)
             yield number, text
 
 

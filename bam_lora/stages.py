@@ -103,7 +103,7 @@ def train(context: Context, branch: BranchPlan, tokens_before: int) -> None:
         progress.stage(f"{label}: loading the base")
         model = context.model(branch.iteration - 1, context.training_load)
         job = BranchJob(
-            label=f"{label}, slice {branch.slice}",
+            label=f"{label}, slice {branch.slice}" + (f" ({branch.group})" if branch.group else ""),
             key=key,
             steps=branch.steps,
             tokens=branch.tokens,

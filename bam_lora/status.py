@@ -35,7 +35,8 @@ def describe_run(root: Path) -> str:
     for branch in branches:
         step = _newest_step(root, branch)
         if step and not _branch_done(root, branch):
-            place = f"iteration {branch['iteration']}, branch {branch['branch']}"
+            group = f" ({branch['group']})" if branch.get("group") else ""
+            place = f"iteration {branch['iteration']}, branch {branch['branch']}{group}"
             lines.append(f"  under way  {place}: step {step} of {branch['steps']}")
     scores = _newest_scores(root, plan)
     if scores:

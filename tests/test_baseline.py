@@ -13,7 +13,8 @@ from typer.testing import CliRunner
 from bam_lora.base import load_tokenizer
 from bam_lora.baseline import probe_baseline, probe_recipe, rival_recipe
 from bam_lora.cli import app
-from bam_lora.data import Layout, TrainingSource, deal_sources
+from bam_lora.data import Layout, TrainingSource
+from bam_lora.dealing import deal_sources
 from bam_lora.errors import UserError
 from bam_lora.planning import text_source
 from bam_lora.recipe import Recipe, recipe_from_dict
@@ -70,7 +71,7 @@ def taken(recipe: Recipe, available: dict[str, int]) -> dict[str, int]:
     listed = [("target", source) for source in recipe.data.target] + [("replay", s) for s in recipe.data.replay]
     sources = [TrainingSource(text_source(s), role, s.tokens, s.weight) for role, s in listed]
     lengths = [np.full(available[source.where.path] // 10, 10, dtype=np.int64) for source in sources]
-    _, used = deal_sources(sources, lengths, Layout(recipe.slices, 64, "random", recipe.data.replay_share, 0))
+    _, used, _ = deal_sources(sources, lengths, Layout(recipe.slices, 64, "random", recipe.data.replay_share, 0))
     return dict(zip((source.where.path for source in sources), used, strict=True))
 
 

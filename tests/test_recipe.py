@@ -148,7 +148,6 @@ def test_weights_that_are_right():
     [
         ({"mode": "chat"}, "mode: 'chat' is not in this version; use text"),
         ({"lora": {"dora": True}}, "lora.dora: true is not in this version; use false"),
-        (data(slicing="by_column"), "data.slicing: 'by_column' is not in this version; use random or contiguous"),
     ],
 )
 def test_what_later_versions_bring_says_so(sections, expected):
@@ -180,6 +179,8 @@ SELECTION = {"target": [{"path": "/files/b.jsonl"}], "source": [{"path": "/files
         ),
         (data(replay_share=0.2), "data.replay: expected replay data for a share of 0.2, found none"),
         (data(replay=[LOCAL]), "data.replay_share: expected a share above 0, since there is replay data, found 0"),
+        (data(slicing="by_column"), "data.slicing_column: expected the column to slice by, found none; name it"),
+        (data(slicing_column="lang"), "data.slicing_column: expected none, since slicing is random, found 'lang'; say"),
         (data(target=[{**LOCAL, "weight": 1.0}, LOCAL]), "data.target.1.weight: expected a weight, since others"),
         (data(target=[{**LOCAL, "revision": "v1"}]), "data.target.0.revision: only data on the Hub has revisions"),
         ({"base": "/models/x", "revision": "v1"}, "revision: only a base on the Hub has revisions; leave it out"),

@@ -236,7 +236,7 @@ def _branch(folder: Path, planned: Mapping[str, Any]) -> dict[str, Any]:
     """One branch: what was planned for it, and what came of it once its manifest is there."""
     facts = (read_record(folder / store.MANIFEST) or {}).get("facts", {})
     evaluation = read_record(folder / "eval.json") or {}
-    plan_keys = ("branch", "slice", "seed", "target_tokens", "replay_tokens", "steps")
+    plan_keys = ("branch", "slice", "group", "seed", "target_tokens", "replay_tokens", "steps")
     fact_keys = ("tokens", "seconds", "loss_first", "loss_last", "peak_gpu_bytes")
     return {
         **{key: planned.get(key) for key in plan_keys},

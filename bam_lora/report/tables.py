@@ -143,6 +143,7 @@ def scores_table(reports: Sequence[Report]) -> Table:
     rows = []
     for report in reports:
         models = dict.fromkeys((s["iteration"], s["branch"]) for s in report["scores"])
+        groups = {(i["iteration"], b["branch"]): b.get("group") for i in report["iterations"] for b in i["branches"]}
         for iteration, branch in models:
             found = {
                 (s["role"], s["set"]): s
@@ -150,7 +151,8 @@ def scores_table(reports: Sequence[Report]) -> Table:
                 if (s["iteration"], s["branch"]) == (iteration, branch)
             }
             cells = [_score(found[k]["bits_per_byte"], found[k]["stderr"]) if k in found else _text(None) for k in sets]
-            rows.append([*_run(report, reports), Cell(_model(iteration, branch)), *cells])
+            name = _model(iteration, branch, groups.get((iteration, branch)))
+            rows.append([*_run(report, reports), Cell(name), *cells])
     columns = [*_run_column(reports), "Model", *(f"{name} ({role})" for role, name in sets)]
     return Table("Scores by set", columns, rows, f"Bits per byte ± one standard error. {_settings(reports)}".rstrip())
 
@@ -168,10 +170,11 @@ def _settings(reports: Sequence[Report]) -> str:
     return " ".join(f"{name}: {text}." for name, text in texts)
 
 
-def _model(iteration: int, branch: int | None) -> str:
+def _model(iteration: int, branch: int | None, group: str | None) -> str:
     if iteration == 0:
         return "base"
-    return f"iteration {iteration}, " + ("merged" if branch is None else f"branch {branch}")
+    name = f"branch {branch} ({group})" if group else f"branch {branch}"
+    return f"iteration {iteration}, " + ("merged" if branch is None else name)
 
 
 def _run(report: Report, reports: Sequence[Report]) -> list[Cell]:
@@ -185,12 +188,15 @@ def _run_column(reports: Sequence[Report]) -> list[str]:
 def iterations_table(reports: Sequence[Report]) -> Table:
     """One row an iteration: how the branches agreed, how large the step was, how long each stage took."""
     rows = []
+    grouped = any(b.get("group") for report in reports for item in report["iterations"] for b in item["branches"])
     for report in reports:
         for item in report["iterations"]:
+            groups = ", ".join(branch.get("group") or fmt.MISSING for branch in item["branches"])
             rows.append(
                 [
                     *_run(report, reports),
                     _number(str(item["iteration"]), item["iteration"]),
+                    *([Cell(groups)] if grouped else []),
                     _number(fmt.count(item["tokens"]), item["tokens"]),
                     Cell(_list(item["coefficients"]), number=True),
                     _number(fmt.signless(item["cosine"], 3), item["cosine"]),
@@ -199,7 +205,15 @@ def iterations_table(reports: Sequence[Report]) -> Table:
                     *(_seconds(item["seconds"][stage]) for stage in ("train", "merge", "fold", "evaluate")),
                 ]
             )
-    columns = ["Iteration", "Tokens", "Merge weights", "Cosine", "|Δ| of branches", "|Δ| merged"]
+    columns = [
+        "Iteration",
+        *(["Branches"] if grouped else []),
+        "Tokens",
+        "Merge weights",
+        "Cosine",
+        "|Δ| of branches",
+        "|Δ| merged",
+    ]
     columns += ["Training", "Merging", "Folding", "Evaluating"]
     note = "Cosine: between the branches' deltas, mean over pairs; 1 is full agreement. |Δ|: Frobenius norm of a delta."
     return Table("Iterations", [*_run_column(reports), *columns], rows, note)
