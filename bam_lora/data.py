@@ -24,7 +24,7 @@ from bam_lora.dealing import deal_sources
 from bam_lora.errors import UserError
 from bam_lora.packing import ROWS, write_rows
 from bam_lora.slice_groups import ColumnValues
-from bam_lora.sources import OpenSource, TextSource, open_source, read_texts
+from bam_lora.sources import OpenSource, Shuffle, TextSource, open_source, read_texts
 from bam_lora.store import digest, new_folder, seal, verify
 
 _BATCH_CHARACTERS = 2_000_000
@@ -42,6 +42,8 @@ class TrainingSource:
     skip_rows: int = 0  # rows that an earlier part of the run has used
     group: str | None = None  # what its slices are called where data is sliced by data set
     group_column: str | None = None  # the column that says which group a row is of
+    shuffle: Shuffle | None = None
+    commit: str | None = None  # of a Hub data set that an earlier part of the run has read
 
 
 @dataclass(frozen=True)
@@ -168,7 +170,9 @@ def _tokenise_into(source: TrainingSource, tokenizer: Any, folder: Path) -> dict
             found="none",
             remedy="Set `eos_token` in its tokenizer_config.json",
         )
-    opened = open_source(source.where, streaming=source.tokens is not None, cache=folder / "cache")
+    # Shuffled it is always streamed: the order must be the same with a limit and, in an extension, without.
+    streaming, cache = source.tokens is not None or source.shuffle is not None, folder / "cache"
+    opened = open_source(source.where, streaming=streaming, cache=cache, shuffle=source.shuffle, commit=source.commit)
     column = ColumnValues(source.where, source.group_column) if source.group_column else None
     lengths: list[int] = []
     rows: list[int] = []
@@ -247,6 +251,7 @@ def _source_facts(source: TrainingSource, store: TokenStore, used_tokens: int) -
     return {
         **asdict(source.where),
         "role": source.role,
+        **({"shuffle_buffer": source.shuffle.buffer} if source.shuffle else {}),
         **store.facts,
         "used_documents": documents,
         "used_tokens": used_tokens,

@@ -16,7 +16,7 @@ from bam_lora.recipe import Recipe, Source
 from bam_lora.rundir import RunDirectory, recipe_key
 from bam_lora.slice_groups import GROUPED, dataset_names
 from bam_lora.slicing import require_even_groups
-from bam_lora.sources import TextSource, text_source
+from bam_lora.sources import Shuffle, TextSource, text_source
 from bam_lora.store import digest, read_record, write_record
 
 
@@ -120,8 +120,25 @@ def _training_sources(recipe: Recipe, parts: Sequence[dict[str, Any]]) -> list[T
         limit = None if source.tokens is None else source.tokens - used
         if limit is None or limit > 0:
             skip = max((s["next_row"] for s in seen), default=0)
-            sources.append(TrainingSource(where, role, limit, source.weight, skip, group, by))
+            commit = seen[-1].get("commit") if seen else None
+            shuffle = _shuffle(recipe, source, seen)
+            sources.append(TrainingSource(where, role, limit, source.weight, skip, group, by, shuffle, commit))
     return sources
+
+
+def _shuffle(recipe: Recipe, source: Source, seen: Sequence[dict[str, Any]]) -> Shuffle | None:
+    """How a source is shuffled; one that was read before goes on in the order it was read in."""
+    for before in seen:
+        if before.get("shuffle_buffer") != source.shuffle_buffer:
+            raise UserError.of(
+                f"shuffle_buffer of {source.path}",
+                expected=f"{before.get('shuffle_buffer')}, as the run has read it before",
+                found=str(source.shuffle_buffer),
+                remedy="Set it back: in another order text would come twice",
+            )
+    if source.shuffle_buffer is None:
+        return None
+    return Shuffle(source.shuffle_buffer, derive_seed(recipe.seed, "shuffle", source.path))
 
 
 def slicing_of(recipe: Recipe) -> str:

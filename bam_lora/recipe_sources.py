@@ -37,6 +37,13 @@ class Source(Section):
         gt=0,
         description="Its share of the tokens relative to the others in its list; none: as its size gives.",
     )
+    shuffle_buffer: int | None = Field(
+        default=None,
+        ge=2,
+        description="Read it shuffled by `seed`, for data in an order (by date, site or language) of which only the "
+        "first part is used: a stream's files in shuffled order, and its rows through a buffer of so many, 10_000 "
+        "say; what is not streamed is shuffled whole. None: from its beginning.",
+    )
 
 
 class EvaluationSource(Section):

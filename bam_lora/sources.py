@@ -48,7 +48,17 @@ class OpenSource:
     facts: dict[str, Any] = field(default_factory=dict)
 
 
-def open_source(source: TextSource, *, streaming: bool, cache: Path) -> OpenSource:
+@dataclass(frozen=True)
+class Shuffle:
+    """Reading in another order: `buffer` rows of a stream are held at once; `seed` decides."""
+
+    buffer: int
+    seed: int
+
+
+def open_source(
+    source: TextSource, *, streaming: bool, cache: Path, shuffle: Shuffle | None = None, commit: str | None = None
+) -> OpenSource:
     """Finds a source and opens it without reading it.
 
     Args:
@@ -56,6 +66,8 @@ def open_source(source: TextSource, *, streaming: bool, cache: Path) -> OpenSour
         streaming: Read rows as they come instead of fetching or converting everything first. A split with a range
             (`train[:50%]`) cannot be streamed and is converted whatever this says.
         cache: Folder for what `datasets` converts; the caller deletes it.
+        shuffle: Give the rows in shuffled order, the same for the same data, streaming and shuffle.
+        commit: Commit of a Hub data set that was read before and is read on; None takes that of its revision.
 
     Returns:
         The rows and facts: Hub commit, or SHA-256 of each file.
@@ -70,7 +82,7 @@ def open_source(source: TextSource, *, streaming: bool, cache: Path) -> OpenSour
         arguments["cache_dir"] = str(cache)
     if source.is_local:
         if _is_saved_dataset(Path(source.path)):
-            return OpenSource(_load_saved(source), {"files": _hashes([Path(source.path)])})
+            return OpenSource(_shuffled(_load_saved(source), shuffle), {"files": _hashes([Path(source.path)])})
         files = find_files(source.path)
         if not any(file.stat().st_size for file in files):
             return OpenSource([], {"files": _hashes(files)})
@@ -81,13 +93,21 @@ def open_source(source: TextSource, *, streaming: bool, cache: Path) -> OpenSour
         facts: dict[str, Any] = {"files": _hashes(files)}
     else:
         builder = source.path
-        commit = _hub_commit(source)
+        commit = commit or _hub_commit(source)
         arguments.update(name=source.name, revision=commit)
         facts = {"commit": commit}
     try:
-        return OpenSource(datasets.load_dataset(builder, **arguments), facts)
+        return OpenSource(_shuffled(datasets.load_dataset(builder, **arguments), shuffle), facts)
     except Exception as error:
         raise _unreadable(source, error) from error
+
+
+def _shuffled(rows: Any, shuffle: Shuffle | None) -> Any:
+    if shuffle is None:
+        return rows
+    if hasattr(rows, "__len__"):  # in memory: beside a saved data set no index file of ours should appear
+        return rows.shuffle(seed=shuffle.seed, keep_in_memory=True)
+    return rows.shuffle(seed=shuffle.seed, buffer_size=shuffle.buffer)
 
 
 def read_texts(
@@ -99,6 +119,7 @@ def read_texts(
 ) -> Iterator[tuple[int, str]]:
     """Row numbers and texts of an open source; rows whose text is empty or missing are passed over.
 
+    Rows are numbered from 0 in the order in which they are read.
     `note` sees every row that has text, with its number.
 
     Raises:
