@@ -119,6 +119,7 @@ def search_merge(
         source_weight=wanted["source_weight"],
         scales=wanted["scales"],
         evaluations=wanted["evaluations"],
+        shares=wanted.get("shares", True),  # a plan of an older version does not say
         tokens=int(wanted["share"] * sum(iteration.tokens)),
         batch_tokens=recipe.training.per_device_train_batch_size * recipe.data.sequence_length,
         dtype=recipe.quantization.compute_dtype,

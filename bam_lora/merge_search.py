@@ -30,12 +30,19 @@ _LAST_FACTOR = 1.15  # smaller steps are within the noise of so little text
 class SearchSettings(Scoring):
     """What is tried: `scales` multiply the sum of the weights; at most so many `evaluations`, of the start one.
 
-    `tokens` is about what all of it may cost, a forward pass alone counted as a third.
+    `shares` says whether the branches' shares are tried too. `tokens` is about what all of it may cost, a forward pass
+    alone counted as a third.
     """
 
     scales: Sequence[float]
     evaluations: int
     tokens: int
+    shares: bool = True
+
+    def most(self, branches: int) -> int:
+        """How many candidates there can be."""
+        alone = branches == 1 or not self.shares
+        return min(self.evaluations, len({1.0, *self.scales})) if alone else self.evaluations
 
 
 @dataclass(frozen=True)
@@ -84,7 +91,8 @@ def search_weights(
     Raises:
         UserError: If the score of a candidate is not finite.
     """
-    train, held_out, settings = _within_budget(settings, selection)
+    most = settings.most(len(start))
+    train, held_out, settings = _within_budget(settings, selection, most)
     view = branch_view(model)
     dtype = getattr(torch, settings.dtype)
     deltas = {name: TrainableDelta(factors, start, 1, dtype, model.device) for name, factors in branches.items()}
@@ -104,14 +112,12 @@ def search_weights(
         return {"weights": list(weights), **found}
 
     with added_deltas(view, deltas):
-        for candidate in _candidates(
-            start, settings.scales, settings.evaluations, lambda weights: trials[tuple(weights)]["objective"]
-        ):
+        for candidate in _candidates(start, settings, lambda weights: trials[tuple(weights)]["objective"]):
             if tuple(candidate) in trials:
                 continue
-            if len(trials) == settings.evaluations:
+            if len(trials) == most:
                 break
-            on_step(len(trials) + 1, settings.evaluations)
+            on_step(len(trials) + 1, most)
             trials[tuple(candidate)] = score(candidate)
         listed = list(trials.values())
         best = min(listed, key=lambda trial: trial["objective"])
@@ -127,47 +133,44 @@ def _shown(weights: Sequence[float]) -> str:
 
 
 def _within_budget(
-    settings: SearchSettings, selection: SelectionWindows
+    settings: SearchSettings, selection: SelectionWindows, most: int
 ) -> tuple[dict[str, Any], dict[str, Any], SearchSettings]:
-    """The windows to score candidates on and those held out, so that all of it costs about `settings.tokens`."""
+    """The windows to score `most` candidates on and those held out, so that all costs about `settings.tokens`."""
     tokens = settings.tokens * 3 / len(ROLES)
-    train = {
-        role: first_windows(windows, tokens * (1 - CHECKING) / settings.evaluations)
-        for role, windows in selection.train.items()
-    }
+    train = {role: first_windows(windows, tokens * (1 - CHECKING) / most) for role, windows in selection.train.items()}
     held_out = {role: first_windows(windows, tokens * CHECKING / 2) for role, windows in selection.held_out.items()}
     longest = max(window.length for part in (*train.values(), *held_out.values()) for window in part)
     return train, held_out, SearchSettings(**{**vars(settings), "longest": longest})
 
 
 def _candidates(
-    start: Sequence[float],
-    scales: Sequence[float],
-    evaluations: int,
-    objective: Callable[[Sequence[float]], float],
+    start: Sequence[float], settings: SearchSettings, objective: Callable[[Sequence[float]], float]
 ) -> Iterator[list[float]]:
     """The start, then what to score next; each is scored (or was before) when the next one is asked for.
 
-    Two branches: a grid of shares and scales, from the start outwards. Else the scales; then, from the best of them,
-    steps along one branch's share after the other as long as they help, and smaller ones.
+    Without shares the scales alone. Two branches: a grid of shares and scales, from the start outwards. Else the
+    scales; then, from the best of them, steps along one branch's share after the other as long as they help, and
+    smaller ones.
     """
     yield list(start)
     total = math.fsum(start)
-    nearest = sorted(scales, key=lambda scale: abs(math.log(scale)))
-    if len(start) == 2:
-        count = max(3, (evaluations // len(scales) - 1) // 2 * 2 + 1)  # odd: equal shares are among them
+    nearest = sorted(settings.scales, key=lambda scale: abs(math.log(scale)) if scale else math.inf)
+    if len(start) == 2 and settings.shares:
+        per_scale = settings.evaluations // len(settings.scales)
+        count = max(3, (per_scale - 1) // 2 * 2 + 1)  # odd: equal shares are among them
         shares = sorted((place / (count - 1) for place in range(count)), key=lambda share: abs(share - 0.5))
         for share in shares:
             yield from (_weights([share, 1 - share], total * scale) for scale in nearest)
         return
-    tried = [list(start), *(_weights(start, total * scale) for scale in nearest)]
+    tried = [list(start), *(_weights(start, total * scale) for scale in nearest if scale != 1)]
     yield from tried
-    yield from _share_steps(min(tried, key=objective), objective)
+    if settings.shares:
+        yield from _share_steps(min(tried, key=objective), objective)
 
 
 def _share_steps(start: Sequence[float], objective: Callable[[Sequence[float]], float]) -> Iterator[list[float]]:
     best, factor, total = list(start), _FIRST_FACTOR, math.fsum(start)
-    while len(start) > 1 and factor >= _LAST_FACTOR:
+    while len(start) > 1 and total and factor >= _LAST_FACTOR:
         before = best
         for branch, step in itertools.product(range(len(start)), (factor, 1 / factor)):
             shares = [weight * step if place == branch else weight for place, weight in enumerate(best)]

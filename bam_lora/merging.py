@@ -158,7 +158,8 @@ def _searched(
         context, iteration, adapters, weights, search_merge, "search", "searching the merge weights, {} of at most {}"
     )
     found = "/".join(f"{weight:g}" for weight in result.weights)
-    context.progress.say(f"iteration {iteration.iteration}: merge weights {found}, of {len(result.trials)} candidates")
+    found = f"merge weights {found}" if any(result.weights) else "merge rejected, the base stays as it was"
+    context.progress.say(f"iteration {iteration.iteration}: {found}, of {len(result.trials)} candidates")
     return result
 
 

@@ -50,7 +50,15 @@ class SearchedWeights(Section):
         ge=0,
         description="μ: what is lowest wins, of target + μ · source bits per byte; more keeps more and learns less.",
     )
-    scales: Scales = Field(default=[0.7, 0.85, 1.0, 1.2], description="Factors on the sum of the weights to try.")
+    scales: Scales = Field(
+        default=[0.7, 0.85, 1.0, 1.2],
+        description="Factors on the sum of the weights to try; with 0 among them a merge can be rejected: the base "
+        "stays as it was.",
+    )
+    shares: bool = Field(
+        default=True,
+        description="Try other shares of the branches too; false: the plain average and its `scales` alone.",
+    )
     evaluations: int = Field(
         default=24,
         ge=2,

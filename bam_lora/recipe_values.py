@@ -34,7 +34,7 @@ _TOKENS_WORDS = Words("a number of tokens >= 1, such as 500k, 200M, 1.5B or 1_00
 _MODULES_WORDS = Words("all-linear or a list of module names")
 _GIVEN_WEIGHTS_WORDS = Words("uniform, tokens or a list with one finite number per branch")
 _PATTERN_WORDS = Words("a regular expression, such as self_attn or layers\\.(0|1)\\.")
-_SCALES_WORDS = Words("a list of numbers > 0")
+_SCALES_WORDS = Words("a list of numbers >= 0")
 _WEIGHTS_WORDS = Words("uniform, tokens, learned, search or a list with one finite number per branch")
 
 
@@ -89,7 +89,7 @@ def _given_weights(value: Any, words: Words = _GIVEN_WEIGHTS_WORDS) -> Any:
 
 
 def _scales(value: Any) -> Any:
-    if not isinstance(value, list) or not value or not all(is_number(scale) and scale > 0 for scale in value):
+    if not isinstance(value, list) or not value or not all(is_number(scale) and scale >= 0 for scale in value):
         raise wrong_value(_SCALES_WORDS.text)
     return [float(scale) for scale in value]
 
@@ -131,7 +131,7 @@ Scales = Annotated[
     list[float],
     BeforeValidator(_scales),
     _SCALES_WORDS,
-    WithJsonSchema({"type": "array", "items": {"type": "number", "exclusiveMinimum": 0}, "minItems": 1}),
+    WithJsonSchema({"type": "array", "items": {"type": "number", "minimum": 0}, "minItems": 1}),
 ]
 Pattern = Annotated[str, BeforeValidator(_pattern), _PATTERN_WORDS]
 GivenWeights = Annotated[

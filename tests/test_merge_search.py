@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from bam_lora.errors import Interrupted, UserError
 from bam_lora.evaluate import EvaluationSet, Window, bits_per_byte, make_windows, score
 from bam_lora.ledger import Ledger
 from bam_lora.loop import run
-from bam_lora.merge_search import SearchSettings, _candidates, search_weights
+from bam_lora.merge_search import SearchSettings, search_weights
 from bam_lora.recipe import Recipe, recipe_from_dict
 from bam_lora.report import collect
 from bam_lora.scoring import Windowed
@@ -35,48 +34,7 @@ SETTINGS = SearchSettings(
 )
 
 
-def searched(
-    start: Sequence[float], objective: Callable[[Sequence[float]], float], evaluations: int = 24
-) -> dict[tuple[float, ...], float]:
-    """The candidates and their values, as many as may be scored."""
-    values: dict[tuple[float, ...], float] = {}
-    for candidate in _candidates(start, SCALES, evaluations, lambda weights: values[tuple(weights)]):
-        if tuple(candidate) not in values:
-            if len(values) == evaluations:
-                break
-            values[tuple(candidate)] = objective(candidate)
-    return values
-
-
-def bowl(best: Sequence[float]) -> Callable[[Sequence[float]], float]:
-    return lambda weights: math.dist(weights, best)
-
-
-def test_two_branches_are_tried_on_a_grid_from_the_start_outwards() -> None:
-    tried = list(searched([0.5, 0.5], bowl([0, 0])))
-    shares = (0, 0.25, 0.5, 0.75, 1)
-    assert set(tried) == {(round(s * a, 6), round(s * (1 - a), 6)) for s in SCALES for a in shares}
-    assert tried[0] == (0.5, 0.5)
-    assert [weights[0] == weights[1] for weights in tried] == [True] * 4 + [False] * 16
-    assert len(searched([0.5, 0.5], bowl([0, 0]), evaluations=9)) == 9
-    assert max(math.fsum(weights) for weights in searched([1.0, 1.0], bowl([0, 0]))) == pytest.approx(2.4)
-
-
-@pytest.mark.parametrize("best", [[0.1, 0.3, 0.4], [0.3, 0.2, 0.1, 0.1], [0.05, 0.6, 0.05, 0.2, 0.3]])
-def test_more_branches_are_tried_one_after_the_other(best: list[float]) -> None:
-    start = [1 / len(best)] * len(best)
-    tried = searched(start, bowl(best), evaluations=60)
-    found = min(tried, key=lambda weights: tried[weights])
-    assert next(iter(tried)) == tuple(start)
-    assert tried[found] < 0.4 * tried[tuple(start)]
-    assert tried == searched(start, bowl(best), evaluations=60)
-    assert searched(start, bowl(best)).items() <= tried.items()
-
-
-def test_one_branch_is_only_scaled() -> None:
-    assert set(searched([1.0], bowl([0.0]))) == {(scale,) for scale in SCALES}
-
-
+TRIAL: dict[str, Any] = {"scales": (1.0, 0.75, 0.5, 0.25, 0.0), "shares": False}
 BASE = Path(bam_lora.quickstart.__file__).parent / "base"  # small and trained: noise makes it worse
 
 
@@ -164,13 +122,27 @@ def test_the_source_weight_decides(model: Any, selection: SelectionWindows) -> N
         assert trial["objective"] == pytest.approx(trial["target"] + 3 * trial["source"])
 
 
-def test_cost_stays_within_its_share(model: Any, selection: SelectionWindows) -> None:
+def test_a_merge_that_harms_is_rejected_and_one_that_harms_little_is_scaled_down(
+    model: Any, selection: SelectionWindows
+) -> None:
+    on_trial = replace(SETTINGS, **TRIAL)
+    rejected = search_weights(model, noise(model, 0.2, 0.2), [0.5, 0.5], selection, on_trial)
+    assert rejected.weights == [0.0, 0.0]
+    assert [trial["weights"] for trial in rejected.held_out] == [[0.5, 0.5], [0.0, 0.0]]
+    alone = [bits(model, selection.held_out[role]) for role in ("target", "source")]
+    assert [rejected.held_out[1][role] for role in ("target", "source")] == pytest.approx(alone, rel=1e-4)
+
+
+@pytest.mark.parametrize("changes", [{}, TRIAL])
+def test_cost_stays_within_its_share(model: Any, selection: SelectionWindows, changes: dict[str, Any]) -> None:
     seen: list[int] = []
     handle = model.register_forward_pre_hook(
         lambda module, args, kwargs: seen.append(int(kwargs["attention_mask"].sum())), with_kwargs=True
     )
     try:
-        search_weights(model, noise(model, 0.01, 0.01), [0.5, 0.5], selection, replace(SETTINGS, tokens=3000))
+        search_weights(
+            model, noise(model, 0.01, 0.01), [0.5, 0.5], selection, replace(SETTINGS, tokens=3000, **changes)
+        )
     finally:
         handle.remove()
     assert 0.4 * 3000 < sum(seen) / 3 < 1.1 * 3000
@@ -256,6 +228,33 @@ def test_a_run_stopped_while_it_searches_ends_with_the_same_bytes(
     assert whole == stopped
 
 
+def test_a_rejected_merge_leaves_the_base_as_it_was(
+    tiny_base: Path, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a selection set that calls everything but the base alone worse: the first merge is rejected, the next not."""
+    real = bam_lora.merge_learning.search_weights
+    merges: list[int] = []
+
+    def judged(*args: Any, **kwargs: Any) -> Any:
+        found = real(*args, **kwargs)
+        merges.append(len(found.trials))
+        return replace(found, weights=[0.0, 0.0]) if len(merges) == 1 else found
+
+    monkeypatch.setattr(bam_lora.merge_learning, "search_weights", judged)
+    search = {"scales": [1, 0.5, 0], "shares": False, "share": 1.0}
+    report = run(recipe(tiny_base, files, {"search": search}), tmp_path / "run")
+    assert merges == [3, 3]
+    first, second = report["iterations"]
+    assert first["coefficients"] == [0.0, 0.0]
+    assert (first["delta_norm"], first["merged_norm"]) == (0.0, 0.0)
+    before, after = (
+        {s["set"]: s["bits_per_byte"] for s in report["scores"] if s["iteration"] == number} for number in (0, 1)
+    )
+    assert before == after
+    assert second["delta_norm"] == pytest.approx(second["merged_norm"], rel=1e-4)
+    assert "Iteration 1: rejected, the base stayed as it was" in (tmp_path / "run/report.html").read_text()
+
+
 @pytest.mark.parametrize(
     ("merge", "changes", "message"),
     [
@@ -264,8 +263,12 @@ def test_a_run_stopped_while_it_searches_ends_with_the_same_bytes(
             {},
             r"bam\.merge\.method: expected linear, since its weights are searched, found karch",
         ),
-        ({"search": {"scales": [0]}}, {}, r"bam\.merge\.search\.scales: expected a list of numbers > 0"),
-        ({"search": {"scales": []}}, {}, r"bam\.merge\.search\.scales: expected a list of numbers > 0, found an empty"),
+        ({"search": {"scales": [-1]}}, {}, r"bam\.merge\.search\.scales: expected a list of numbers >= 0"),
+        (
+            {"search": {"scales": []}},
+            {},
+            r"bam\.merge\.search\.scales: expected a list of numbers >= 0, found an empty",
+        ),
         ({"weights_by_module": {"q": "tokens"}}, {}, r"weights_by_module: expected none beside `weights: search`"),
         ({}, {"selection": {}}, r"selection\.target: expected text to search the merge weights by, found none"),
     ],

@@ -29,12 +29,16 @@ def searched_sections(reports: Sequence[Report]) -> list[LearnedSection]:
             continue
         shown = found if len(reports) == 1 else found[:1]
         merges = [
-            LearnedMerge(f"Iteration {number}", [], trials_table(number, one), len(reports) <= MANY_RUNS and place == 0)
+            LearnedMerge(_title(number, one), [], trials_table(number, one), len(reports) <= MANY_RUNS and place == 0)
             for place, (number, one) in enumerate(shown)
         ]
         name = "Searched merge weights" + (f" of {report['name']}" if len(reports) > 1 else "")
         sections.append(LearnedSection(name, [], merges, _CAPTION))
     return sections
+
+
+def _title(iteration: int, searched: Mapping[str, Any]) -> str:
+    return f"Iteration {iteration}" + ("" if any(searched["weights"]) else ": rejected, the base stayed as it was")
 
 
 def trials_table(iteration: int, searched: Mapping[str, Any]) -> Table:
