@@ -32,10 +32,11 @@ TOKENIZER = (
     "chat_template*",
     "additional_chat_templates/*",
 )
+GENERATION = "generation_config.json"
 # What belongs to a model beside its weights and config. Not README: it describes the base, not the result.
 COMPANIONS = (
     *TOKENIZER,
-    "generation_config.json",
+    GENERATION,
     "*processor_config.json",
     "*.py",
     "LICENSE*",

@@ -187,20 +187,70 @@ def _echo_error(facts: dict[str, Any]) -> None:
 
 def export(
     run_directory: Run_,
-    output: Annotated[Path, typer.Option(help="New folder for the adapter.")],
+    output: Annotated[Path, typer.Option(help="New folder for the adapter, or with --chat-vector the model.")],
     rank: Annotated[int | None, typer.Option(help="Recompress to this rank. Default: exact.")] = None,
     scale: Annotated[float, typer.Option(help="λ on all that the run has added.")] = 1.0,
+    chat_vector: Annotated[
+        str | None,
+        typer.Option(metavar="INSTRUCT", help="Instruct model of the run's base: write a model with what it knows."),
+    ] = None,
+    against: Annotated[
+        str | None, typer.Option(metavar="BASE", help="Base of INSTRUCT. Default: the run's original base.")
+    ] = None,
+    weight: Annotated[float, typer.Option(metavar="W", help="Factor of the chat vector.")] = 1.0,
+    verify: Annotated[bool, typer.Option("--verify", help="Compare sampled rows of the model with float64.")] = False,
 ) -> None:
     """Writes a run as one PEFT LoRA adapter on its original base, to load with PEFT or serve beside the base.
 
     Exact without --rank: all branches' factors, stacked. With it the largest singular directions are kept and the error
     is said.
 
+    --chat-vector writes a model instead: the original base, all that the run has added, and W times INSTRUCT minus its
+    base, rounded once, with the tokenizer and chat template of INSTRUCT.
+
     Example: bam-lora export runs/german --output german-lora --rank 128
+
+    Example: bam-lora export runs/german --chat-vector meta-llama/Llama-3.1-8B-Instruct --output german-chat
     """
+    if chat_vector is not None:
+        _export_chat(run_directory, chat_vector, output, rank=rank, against=against, weight=weight, scale=scale,
+                     verify=verify)  # fmt: skip
+        return
+    _require_default("--against", against, None)
+    _require_default("--weight", weight, 1.0)
+    _require_default("--verify", verify, False)
     from bam_lora.export import export_adapter
 
     facts = export_adapter(run_directory, output, rank=rank, scale=scale)
     typer.echo(f"{output}: rank {facts['rank']} on {facts['base']}, from a stacked rank of {facts['stacked_rank']}")
     if rank is not None:
         _echo_error(facts)
+
+
+def _export_chat(
+    run: Path, instruct: str, output: Path, *, rank: int | None, against: str | None, weight: float, scale: float,
+    verify: bool,
+) -> None:  # fmt: skip
+    from bam_lora.chat_vector import export_with_chat_vector
+    from bam_lora.errors import UserError
+
+    if rank is not None:
+        raise UserError.of(
+            "--rank", expected="none beside --chat-vector, which writes a model", found=str(rank), remedy="Leave it out"
+        )
+    with _progress() as progress:
+        facts = export_with_chat_vector(
+            run, instruct, output, against=against, weight=weight, scale=scale, verify_rows=verify, progress=progress
+        )
+    typer.echo(f"{output}: |ΔW| {facts['delta_norm']:.4g}, {facts['bytes'] / 1e9:.2f} GB in {facts['seconds']:.1f} s")
+    if facts["verified"] is not None:
+        _echo_verified(facts["verified"])
+
+
+def _require_default(option: str, value: object, default: object) -> None:
+    from bam_lora.errors import UserError
+
+    if value != default:
+        raise UserError.of(
+            option, expected="--chat-vector INSTRUCT with it", found="none", remedy="Name the instruct model"
+        )

@@ -43,11 +43,7 @@ def export_adapter(
     """
     require_rank(rank)
     require_factor("--scale", scale)
-    root = Path(run).expanduser().resolve()
-    ledger = Ledger.load(root)
-    if not ledger.iterations and not ledger.inherited:
-        raise UserError.of(str(run), expected="a run with a merge", found="none yet", remedy="Let it come so far")
-    ledger.verify()
+    root, ledger = open_merged_run(run)
     _require_base(ledger)
     target = claim_output(Path(output), _ARTEFACT, keep=[root])
     view = ledger.view(scale=scale)
@@ -73,6 +69,25 @@ def export_adapter(
     }
 
 
+def open_merged_run(run: str | Path) -> tuple[Path, Ledger]:
+    """A run's folder and its verified ledger.
+
+    Raises:
+        UserError: If there is no run or no merge in it, or a file of its ledger is damaged.
+    """
+    root = Path(run).expanduser().resolve()
+    ledger = Ledger.load(root)
+    if not ledger.iterations and not ledger.inherited:
+        raise UserError.of(str(run), expected="a run with a merge", found="none yet", remedy="Let it come so far")
+    ledger.verify()
+    return root, ledger
+
+
+def require_original(ledger: Ledger, base: BaseFiles) -> None:
+    """Raises a UserError, naming the files, unless a base is the one that the ledger starts from."""
+    require_same_files(base, file_hashes(base, ledger.root), ledger.base["files"])
+
+
 def _require_low_rank(view: LedgerView) -> None:
     for name in view.names():
         if view.start_value(name) is not None:
@@ -91,5 +106,4 @@ def _require_base(ledger: Ledger) -> None:
     """
     name, folder = ledger.base["name"], Path(ledger.base["name"])
     if ledger.base["revision"] is None and folder.is_dir():
-        base = BaseFiles(name, folder.resolve(), None)
-        require_same_files(base, file_hashes(base, ledger.root), ledger.base["files"])
+        require_original(ledger, BaseFiles(name, folder.resolve(), None))

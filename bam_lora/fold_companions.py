@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from bam_lora.adapter_entries import EMBEDDINGS, HEADS
 from bam_lora.adapters import Adapter
-from bam_lora.checkpoint import TOKENIZER, Checkpoint, check_link, files_like
+from bam_lora.checkpoint import GENERATION, TOKENIZER, Checkpoint, check_link, files_like
 
 # Without one of them the folder holds no tokenizer: a chat template alone is none.
 _WHOLE = ("tokenizer.json", "tokenizer_config.json", "tekken.json", "*.model", "vocab*")
@@ -20,7 +21,7 @@ class Companions:
 
     Attributes:
         files: {name in the new folder: the file it is copied from}.
-        tokenizer: "base", or the folder of the adapter whose tokenizer it is.
+        tokenizer: "base", or the folder of the adapter or model whose tokenizer it is.
     """
 
     files: dict[str, Path]
@@ -32,7 +33,12 @@ class Companions:
         return sum(path.stat().st_size for path in self.files.values())
 
 
-def find_companions(checkpoint: Checkpoint, tokenizers: Sequence[Path] = ()) -> Companions:
+_TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+
+
+def find_companions(
+    checkpoint: Checkpoint, tokenizers: Sequence[Path] = (), model: Checkpoint | None = None
+) -> Companions:
     """The base's files, with the tokenizer of the first of some folders that has one in place of the base's.
 
     The two are never mixed: a file that only the base has would describe the smaller vocabulary.
@@ -40,11 +46,20 @@ def find_companions(checkpoint: Checkpoint, tokenizers: Sequence[Path] = ()) -> 
     Args:
         checkpoint: The base.
         tokenizers: Folders of adapters that may hold the tokenizer.
+        model: Another model whose tokenizer, chat template and generation settings are wanted instead.
 
     Raises:
         UserError: If one of that tokenizer's files is a link that leads out of its folder.
     """
     files = {name: checkpoint.folder / name for name in checkpoint.companions()}
+    if model is not None:
+        wanted = (*TOKENIZER, GENERATION)
+        for name in files_like(checkpoint.folder, wanted):
+            files.pop(name, None)
+        own = set(files_like(model.folder, wanted))
+        return Companions(
+            files | {name: model.folder / name for name in model.companions() if name in own}, str(model.folder)
+        )
     folder = next((folder for folder in tokenizers if files_like(folder, _WHOLE)), None)
     if folder is None:
         return Companions(files, "base")
@@ -54,6 +69,13 @@ def find_companions(checkpoint: Checkpoint, tokenizers: Sequence[Path] = ()) -> 
         check_link(folder, name)
         files[name] = folder / name
     return Companions(files, str(folder))
+
+
+def token_ids(model: Checkpoint | None) -> dict[str, Any]:
+    """The special tokens' numbers in a model's config.json, which go with its tokenizer."""
+    config = {} if model is None else model.config
+    texts = config.get("text_config") or {}
+    return {name: value for name in _TOKEN_IDS if (value := config.get(name, texts.get(name))) is not None}
 
 
 def tokenizer_folders(adapters: Iterable[Adapter]) -> list[Path]:

@@ -31,7 +31,7 @@ from bam_lora.dense_methods import DenseOptions
 from bam_lora.difference import Difference, Known
 from bam_lora.errors import UserError
 from bam_lora.fold_blocks import exact_products
-from bam_lora.fold_companions import find_companions, tokenizer_folders
+from bam_lora.fold_companions import find_companions, token_ids, tokenizer_folders
 from bam_lora.fold_layout import plan_shards
 from bam_lora.fold_plan import Changes
 from bam_lora.fold_rounding import find_rounding
@@ -65,6 +65,7 @@ def fold_into(
     verify: bool = False,
     device: str = "cpu",
     tokenizers: Sequence[Path] = (),
+    companions_of: Path | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Writes a base plus changes as a new model folder, sealed with `key`; whole or not at all.
@@ -85,6 +86,7 @@ def fold_into(
         verify: Compare sampled rows with float64 before the folder is put in place.
         device: Where the products are computed; the bytes are reproducible on devices of one kind.
         tokenizers: Folders of which the first that holds a tokenizer gives it where the vocabulary is resized.
+        companions_of: Model folder whose tokenizer, chat template and generation settings take the place of the base's.
         progress: Called with the bytes just written, or taken over, and those of all files.
 
     Returns:
@@ -107,8 +109,9 @@ def fold_into(
     options: dict[str, Any] = {"max_shard_bytes": max_shard_bytes, "rounding": [rounding, seed], "device": device}
     options["difference"] = None if difference is None else difference.identity()
     vocabulary = max(plan.rows.values(), default=None)
-    companions = find_companions(checkpoint, tokenizers if vocabulary is not None else ())
-    job = Job(checkpoint, shards, plan.config, key, dtype, options, companions, vocabulary)
+    model = None if companions_of is None else open_checkpoint(companions_of)
+    companions = find_companions(checkpoint, tokenizers if vocabulary is not None else (), model)
+    job = Job(checkpoint, shards, {**plan.config, **token_ids(model)}, key, dtype, options, companions, vocabulary)
     rounds, total = find_rounding(rounding, seed), sum(shard.file_bytes() for shard in shards)
     note = None if progress is None else lambda count: progress(count, total)
     with exact_products() as threads, writing(output), _pool(workers := min(threads, _MAXIMUM_WORKERS)) as pool:
