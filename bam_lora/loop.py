@@ -27,6 +27,7 @@ from bam_lora.progress import RunProgress
 from bam_lora.quiet import quiet, quiet_libraries
 from bam_lora.recipe import Recipe
 from bam_lora.report import collect, model_card, write_report
+from bam_lora.report.chain import chain_of
 from bam_lora.rundir import (
     RunDirectory,
     Session,
@@ -49,7 +50,7 @@ from bam_lora.stages import (
     write_result,
     write_samples,
 )
-from bam_lora.store import read_record, require_space, verify
+from bam_lora.store import read_record, require_space, verify, write_record
 
 
 def run(
@@ -93,7 +94,8 @@ def run(
             display.say(f"{root}: all is done; the model is in {directory.model}")
             return write_report(root)
         if is_fresh(directory):
-            (directory.root / LEDGER_FILE).unlink(missing_ok=True)  # of a first start that came no further
+            for path in (directory.root / LEDGER_FILE, directory.chain):  # of a first start that came no further
+                path.unlink(missing_ok=True)
             keep_recipe(directory, recipe)
         for path in (directory.shrink, directory.baseline):  # of the result before an extension
             path.unlink(missing_ok=True)
@@ -189,6 +191,8 @@ def _open_base(directory: RunDirectory, recipe: Recipe) -> tuple[Ledger, BaseFil
             found="a model that has changed since (it was extended or edited)",
             remedy="Restore it, or start a new run from it",
         )
+    if chained and read_record(directory.chain, ledger.key(0)) is None:
+        write_record(directory.chain, ledger.key(0), {"format": 1, "runs": chain_of(parent.root)})
     return ledger, original, parent.model if chained else original.folder
 
 

@@ -73,6 +73,11 @@ class RunDirectory:
         return self.root / "data" / "selection.json"
 
     @property
+    def chain(self) -> Path:
+        """What this run keeps of the reports of the runs that it continues."""
+        return self.root / "chain.json"
+
+    @property
     def shrink(self) -> Path:
         """Scores of the result with its whole delta scaled."""
         return self.root / "shrink.json"

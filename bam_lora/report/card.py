@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
 import yaml
 
 from bam_lora.report import format as fmt
+from bam_lora.report.chain import chain_scores_table
 from bam_lora.report.tables import Cell, Table, data_table, scores_table, summary_table
 from bam_lora.report.verdict import verdict
 
@@ -37,10 +38,11 @@ def model_card(report: Mapping[str, Any], recipe: dict[str, Any]) -> str:
     Returns:
         Markdown with YAML front matter. Folders of this machine are left out: of a local path the last part is named.
     """
-    base = _public(str(report["base"]))
+    chain = [*report.get("inherited", []), report]  # the card names the original base and every run since
+    origin = chain[0]
     front: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation"}
-    if _is_hub_id(report["base"]):
-        front["base_model"] = report["base"]
+    if _is_hub_id(origin["base"]):
+        front["base_model"] = origin["base"]
     languages = sorted({code for codes in report["languages"].values() for code in codes})
     if languages:
         front["language"] = languages
@@ -48,12 +50,13 @@ def model_card(report: Mapping[str, Any], recipe: dict[str, Any]) -> str:
     shared = {key: recipe[key] for key in _RECIPE_KEYS if key in recipe}
     parts = [
         "---\n" + yaml.safe_dump(front, sort_keys=False, allow_unicode=True) + "---",
-        f"# {_escaped(base)}, adapted with bam_lora",
-        _how(report, base),
+        f"# {_escaped(_public(str(origin['base'])))}, adapted with bam_lora",
+        _how(chain),
         f"{_escaped(verdict([report], None))} {_NOT_COMPARED}",
         "## Results",
         _drawn(summary_table([report])),
         _drawn(scores_table([report])),
+        _drawn(chain_scores_table([report])),
         "## Training data",
         _drawn(data_table([report]), public=True),
         "## Use",
@@ -66,7 +69,16 @@ def model_card(report: Mapping[str, Any], recipe: dict[str, Any]) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _how(report: Mapping[str, Any], base: str) -> str:
+def _how(chain: Sequence[Mapping[str, Any]]) -> str:
+    base, revision = _escaped(_public(str(chain[0]["base"]))), chain[0]["revision"]
+    named = f"Base: {base}" + (f" (revision {_escaped(str(revision))})" if revision else "")
+    if len(chain) == 1:
+        return f"{named}. Method: {_way(chain[0])}."
+    steps = [f"{number}. {_escaped(run['name'])}: {_way(run)}." for number, run in enumerate(chain, start=1)]
+    return f"{named}. Runs, each continuing the one before:\n\n" + "\n".join(steps)
+
+
+def _way(report: Mapping[str, Any]) -> str:
     branches = max((len(item["branches"]) for item in report["iterations"]), default=1)
     count = len(report["iterations"])
     ways = {
@@ -75,10 +87,9 @@ def _how(report: Mapping[str, Any], base: str) -> str:
         "sequential": f"{count} LoRA adapters trained in turn, each folded into the weights before the next",
         "single": "one LoRA adapter, folded into the full-precision weights",
     }
-    revision = f" (revision {_escaped(str(report['revision']))})" if report["revision"] else ""
     way = ways.get(str(report["strategy"]), _escaped(str(report["strategy"])))
     tokens = fmt.count(report["cost"]["train_tokens"])
-    return f"Base: {_escaped(base)}{revision}. Method: {way}. Trained on {tokens} tokens."
+    return f"{way}; trained on {tokens} tokens"
 
 
 def _is_local(path: str) -> bool:

@@ -55,6 +55,7 @@ def collect(run: Path) -> dict[str, Any]:
         "scores": _scores(evaluations),
         "summary": summary,
         "iterations": iterations,
+        "inherited": (read_record(run / "chain.json") or {}).get("runs", []),
         "shrink": _shrink(run, summary),
         "baseline": read_record(run / "baseline.json"),
         "cost": cost(run, iterations, evaluations),
@@ -71,6 +72,7 @@ def _identity(run: Path, recipe: Mapping[str, Any], planned: list[dict[str, Any]
     return {
         "name": run.resolve().name,
         "strategy": recipe.get("strategy"),
+        "mode": recipe.get("mode"),
         "base": recipe.get("base"),
         "revision": recipe.get("revision"),
         "languages": _languages(recipe),

@@ -10,6 +10,7 @@ import jinja2
 import yaml
 
 from bam_lora.report import tables
+from bam_lora.report.chain import chain_iterations_table, chain_scores_table
 from bam_lora.report.envelope_text import alone, envelope_sentences, envelope_table
 from bam_lora.report.figure import MANY_RUNS
 from bam_lora.report.figures import figures, run_figures
@@ -48,6 +49,8 @@ def render_html(reports: Sequence[Report], comparison: Mapping[str, Any] | None)
         learned=[*learned_sections(reports), *searched_sections(reports)],
         samples=_samples(reports),
         details=[
+            chain_scores_table(reports),
+            chain_iterations_table(reports),
             tables.scores_table(reports),
             tables.shrink_table(reports),
             tables.iterations_table(reports),

@@ -7,6 +7,7 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from bam_lora.report.chain import chain_iterations_table, chain_scores_table
 from bam_lora.report.envelope_text import alone, envelope_sentences, envelope_table
 from bam_lora.report.tables import Cell, Table, cost_table, pairs_table, shrink_table, summary_table
 from bam_lora.report.verdict import verdict
@@ -27,6 +28,9 @@ def render_text(reports: Sequence[Mapping[str, Any]], comparison: Mapping[str, A
     parts = [_wrapped(verdict(reports, comparison)), _drawn(summary_table(reports))]
     if comparison is None:
         parts.insert(1, _wrapped(alone(reports)))
+        parts += [
+            _drawn(table) for table in (chain_scores_table(reports), chain_iterations_table(reports)) if table.rows
+        ]
         if any(report["shrink"] for report in reports):
             parts.append(_drawn(shrink_table(reports)))
     else:
