@@ -195,10 +195,10 @@ def _tokenise_into(source: TrainingSource, tokenizer: Any, folder: Path) -> dict
             found="no rows with text",
             remedy="Check the file, the split and the column",
         )
-    arrays = {"lengths": lengths, "rows": rows}
+    arrays: dict[str, Any] = {"lengths": lengths, "rows": rows}
     groups: dict[str, Any] = {}
     if column is not None:
-        groups["groups"], arrays["labels"] = column.names, column.labels(rows).tolist()
+        groups["groups"], arrays["labels"] = column.names, column.labels(rows)
     for name, values in arrays.items():
         (folder / f"{name}.bin").write_bytes(np.asarray(values, dtype=np.int64).tobytes())
     return {**opened.facts, "documents": len(lengths), "tokens": total, "bytes": size_bytes, **groups}

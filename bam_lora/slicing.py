@@ -151,7 +151,7 @@ def deal_groups(pieces: Pieces, labels: Lengths, names: Sequence[str], slices: i
     Raises:
         UserError: If there is not the same number of slices for every group, or too little text for a group's.
     """
-    present = [index for index in range(len(names)) if (labels == index).any()]
+    present = np.unique(labels).tolist()
     require_even_groups([names[index] for index in present], slices)
     rounds = slices // len(present)
     dealt = [deal(pieces[labels == index], rounds, f"data.target, group {names[index]}") for index in present]

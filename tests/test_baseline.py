@@ -66,6 +66,20 @@ def test_probe_recipe_takes_its_share_of_what_was_used(recipe: Recipe) -> None:
     assert probe.training == recipe.training
 
 
+def test_the_probe_has_as_many_slices_for_every_group() -> None:
+    for groups, branches, slices, expected in ((3, 3, 12, 6), (3, 2, 12, 12), (3, 2, 6, 6), (2, 2, 8, 4)):
+        recipe = recipe_from_dict(
+            {
+                "base": "org/m",
+                "output": "out",
+                "data": {"target": [{"path": f"org/{n}"} for n in range(groups)], "slicing": "by_dataset"},
+                "bam": {"slices": slices, "branches": branches},
+            }
+        )
+        used = [{**vars(text_source(source)), "role": "target", "used_tokens": 900} for source in recipe.data.target]
+        assert probe_recipe(recipe, used, 0.05, groups).bam.slices == expected
+
+
 def taken(recipe: Recipe, available: dict[str, int]) -> dict[str, int]:
     """Tokens by path that a run of a recipe takes of sources with so many, in documents of 10 tokens."""
     listed = [("target", source) for source in recipe.data.target] + [("replay", s) for s in recipe.data.replay]

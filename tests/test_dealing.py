@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import ENGLISH, GERMAN, write_jsonl
-from hypothesis import given, reject
+from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 
 from bam_lora import slicing
@@ -31,6 +31,7 @@ def tokens_of(pieces: slicing.Pieces) -> list[tuple[int, int]]:
 
 
 @pytest.mark.parametrize("how", SLICINGS)
+@settings(max_examples=30)
 @given(
     DOCUMENTS, DOCUMENTS, st.integers(8, 64), st.integers(1, 3), st.sampled_from([0.0, 0.05, 0.3]), st.integers(0, 9)
 )
