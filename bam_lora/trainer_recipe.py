@@ -50,6 +50,7 @@ def describe_run(
             "replay_share": bam.share(bool(replay)),
             "sequence_length": max(8, args.max_length or 0) if getattr(args, "max_length", None) else 2048,
             "slicing": bam.slicing,
+            "slicing_column": bam.slicing_column,
         },
         "bam": {
             "slices": bam.slices,
@@ -75,7 +76,6 @@ def describe_run(
             "args": _arguments(args),
             "peft_config": plain(peft.to_dict()),
             "model": how.options,
-            "slicing_column": bam.slicing_column,
             "formatting_func": source_hash(formatting),
             "chat_template": digest(getattr(processing, "chat_template", None)),
         },

@@ -13,8 +13,11 @@ import numpy as np
 import numpy.typing as npt
 
 from bam_lora import slicing
-from bam_lora.data import Layout, TrainingSource, deal_sources
+from bam_lora.data import Layout, TrainingSource
+from bam_lora.dealing import deal_sources
+from bam_lora.errors import UserError
 from bam_lora.recipe import Recipe
+from bam_lora.slice_groups import GROUPED
 from bam_lora.sources import TextSource
 from bam_lora.trainer_data import (
     TrlPreparation,
@@ -49,18 +52,21 @@ class TrainerData:
         if done is not None:
             return done
         started = time.monotonic()
-        rows, counts, sources = [], [], []
+        rows, counts, sources, groups = [], [], [], []
         for one in self.sets:
             taken = self._examples(one)
             rows.append(taken if self.preparation is None else taken.select_columns(["input_ids", "labels"]))
             counts.append(self._counts(taken))
+            groups.append(self._groups(one, taken))
             sources.append(self._source_facts(one, taken, counts[-1]))
-        dealt, used = self._deal(counts)
+        dealt, used, names = self._deal(counts, groups)
         slices = [self._slice(rows, counts, target, replay) for target, replay in dealt]
-        facts = [
+        facts: list[dict[str, Any]] = [
             {"target_tokens": int(target["length"].sum()), "replay_tokens": int(replay["length"].sum())}
             for target, replay in dealt
         ]
+        for fact, name in zip(facts, names or (), strict=names is not None):
+            fact["group"] = name
         if self.preparation is not None:
             packed = self.preparation.packed({f"slice {number}": part for number, part in enumerate(slices, 1)})
             slices = list(packed.values())
@@ -81,6 +87,22 @@ class TrainerData:
             return np.ones(len(rows), np.int64)
         return token_counts(rows, cut_limit(self.preparation.args))
 
+    def _groups(self, one: TrainingSet, rows: Any) -> tuple[list[str], npt.NDArray[np.int64]]:
+        """The groups that a data set holds, and the group of each of its examples [examples]."""
+        wanted = self.recipe.data.slicing
+        if one.role == "replay" or wanted not in GROUPED:
+            return [], np.zeros(len(rows), np.int64)
+        if wanted == "by_dataset":
+            return [one.name.rpartition(".")[2]], np.zeros(len(rows), np.int64)
+        column = str(self.recipe.data.slicing_column)
+        if column not in rows.column_names:
+            raise UserError.of(
+                one.name, expected=f"a column {column!r} to slice by", found=f"columns {', '.join(rows.column_names)}",
+                remedy="Name another in BamConfig(slicing_column=...)",
+            )  # fmt: skip
+        names, labels = np.unique([str(value) for value in rows[column]], return_inverse=True)
+        return names.tolist(), labels
+
     def _source_facts(self, one: TrainingSet, rows: Any, counts: npt.NDArray[np.int64]) -> dict[str, Any]:
         source = one.source()
         whole = counts if self.preparation is None else token_counts(rows)
@@ -95,8 +117,8 @@ class TrainerData:
         }
 
     def _deal(
-        self, counts: Sequence[npt.NDArray[np.int64]]
-    ) -> tuple[list[tuple[slicing.Pieces, slicing.Pieces]], list[int]]:
+        self, counts: Sequence[npt.NDArray[np.int64]], groups: Sequence[tuple[list[str], npt.NDArray[np.int64]]]
+    ) -> tuple[list[tuple[slicing.Pieces, slicing.Pieces]], list[int], list[str] | None]:
         data = self.recipe.data
         given = [*data.target, *data.replay]
         sources = [
@@ -104,7 +126,7 @@ class TrainerData:
             for one, recipe in zip(self.sets, given, strict=True)
         ]
         layout = Layout(self.recipe.slices, sys.maxsize, data.slicing, data.replay_share, self.recipe.seed)
-        return deal_sources(sources, list(counts), layout)
+        return deal_sources(sources, list(counts), layout, groups)
 
     def _slice(
         self,

@@ -454,3 +454,30 @@ def test_the_result_is_published(finished: tuple[BamTrainer, Any, Recorder], mon
     assert calls["repo_id"] == "me/run"
     assert calls["commit_message"] == "done"
     assert {"model.safetensors", "config.json", "tokenizer.json", "README.md"} <= set(calls["files"])
+
+
+@pytest.mark.parametrize("slicing", ["by_dataset", "by_column"])
+def test_one_branch_per_language(tmp_path: Path, tiny_base: Path, slicing: str) -> None:
+    if slicing == "by_dataset":
+        dataset: Any = {"de": rows(GERMAN), "en": rows(ENGLISH)}
+        bam = BamConfig(slices=4, branches=2, slicing=slicing)
+    else:
+        languages = ["de"] * len(GERMAN) + ["en"] * len(ENGLISH)
+        dataset = Dataset.from_dict({"text": GERMAN + ENGLISH, "lang": languages})
+        bam = BamConfig(slices=4, branches=2, slicing=slicing, slicing_column="lang")
+    trainer = bam_trainer(
+        tmp_path / "run", tiny_base, train_dataset=dataset, replay_dataset=None, eval_dataset=None, bam=bam
+    )
+    trainer.train()
+    plan = read_record(trainer.directory.plan)
+    assert plan is not None
+    assert [[branch["group"] for branch in one["branches"]] for one in plan["iterations"]] == [["de", "en"]] * 2
+    data = Dataset.from_file(str(trainer.directory.data("01") / "rows.arrow"))
+    tokenizer = AutoTokenizer.from_pretrained(tiny_base)
+    for one in plan["parts"][0]["slices"]:
+        text = tokenizer.decode([token for row in data.select(range(*one["rows"])) for token in row["input_ids"]])
+        assert ("freute" in text, "found" in text) == (one["group"] == "de", one["group"] == "en")
+    if slicing == "by_column":
+        bam = BamConfig(slices=4, slicing=slicing, slicing_column="language")
+        with pytest.raises(UserError, match="'language'"):
+            bam_trainer(tmp_path / "other", tiny_base, train_dataset=dataset, replay_dataset=None, bam=bam).train()
