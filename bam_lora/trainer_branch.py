@@ -79,6 +79,7 @@ class TrainerBranch:
         args.push_to_hub = False  # the result is, not its parts
         if self.parts.prepared:
             args.dataset_kwargs = {**(args.dataset_kwargs or {}), "skip_prepare_dataset": True}
+            args.assistant_only_loss = False  # the labels say it; TRL wants the messages for it
         return args
 
     def _warmup(self, wanted: float) -> float:

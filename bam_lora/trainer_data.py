@@ -58,6 +58,8 @@ class TrlPreparation:
         # A data collator of the caller's is not needed; padding-free without packing is none of preparing's business.
         args.eval_strategy, args.eval_packing, args.padding_free = "no", None, False
         tokenised = all("input_ids" in rows.column_names for rows in named.values())
+        if tokenised:
+            args.assistant_only_loss = False  # the labels say it; TRL wants the messages for it
         first = next(iter(named.values()))
         trainer = SFTTrainer(
             _stand_in(self.processing_class),

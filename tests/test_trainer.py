@@ -329,16 +329,33 @@ def test_a_stream_is_cut_at_its_budget(tmp_path: Path, tiny_base: Path) -> None:
     assert plan["data"]["target_tokens"] == 3000
 
 
-@pytest.mark.parametrize("kind", ["prompt", "formatting"])
+TEMPLATE = (
+    "{% for message in messages %}{% if message.role == 'assistant' %}Antwort: {% generation %}{{ message.content }}"
+    "{{ eos_token }}{% endgeneration %}{% else %}Frage: {{ message.content }} {% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}Antwort: {% endif %}"
+)
+
+
+@pytest.mark.parametrize("kind", ["prompt", "formatting", "messages"])
 def test_other_examples_as_sft_trainer_takes_them(tmp_path: Path, tiny_base: Path, kind: str) -> None:
     if kind == "prompt":
         split = [text.partition(". ") for text in GERMAN]
         dataset = Dataset.from_dict({"prompt": [a + b for a, b, _ in split], "completion": [c for _, _, c in split]})
         others: dict[str, Any] = {}
+        changes: dict[str, Any] = {"packing": False, "max_length": 128}
+    elif kind == "messages":
+        said = [text.partition(". ") for text in GERMAN]
+        dataset = Dataset.from_dict({"messages": [
+            [{"role": "user", "content": a}, {"role": "assistant", "content": b}] for a, _, b in said
+        ]})  # fmt: skip
+        tokenizer = AutoTokenizer.from_pretrained(tiny_base)
+        tokenizer.chat_template = TEMPLATE
+        others = {"processing_class": tokenizer}
+        changes = {"max_length": 128, "assistant_only_loss": True}
     else:
         dataset = Dataset.from_dict({"deutsch": GERMAN})
         others = {"formatting_func": lambda row: "Märchen: " + row["deutsch"]}
-    changes = {"packing": False, "max_length": 128}
+        changes = {"packing": False, "max_length": 128}
     trainer = BamTrainer(
         str(tiny_base), arguments(tmp_path / "run", **changes), BamConfig(slices=1, branches=1),
         train_dataset=dataset, peft_config=lora(), **others,
