@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -96,6 +97,28 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def story_tokenizer() -> Any:
+    """The quickstart's tokenizer: byte-level BPE, no chat template."""
+    from transformers import AutoTokenizer
+
+    import bam_lora.quickstart
+
+    return AutoTokenizer.from_pretrained(Path(bam_lora.quickstart.__file__).parent / "base")
+
+
+@pytest.fixture(scope="session")
+def trimmed_tokenizer(story_tokenizer: Any) -> Any:
+    """The same with places of tokens that leave out the space at their beginning, as GPT-2's and Llama 3's do."""
+    import copy
+
+    from tokenizers import processors
+
+    tokenizer = copy.deepcopy(story_tokenizer)
+    tokenizer.backend_tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)
+    return tokenizer
 
 
 @pytest.fixture(scope="session")
