@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from bam_lora.bam_config import BamConfig as BamConfig
+    from bam_lora.chat import answers_only as answers_only
     from bam_lora.errors import UserError as UserError
     from bam_lora.export import export_adapter as export_adapter
     from bam_lora.folding import fold as fold
@@ -28,6 +29,7 @@ _HOME = {
     "Ledger": "bam_lora.ledger",
     "Recipe": "bam_lora.recipe",
     "UserError": "bam_lora.errors",
+    "answers_only": "bam_lora.chat",
     "export_adapter": "bam_lora.export",
     "fold": "bam_lora.folding",
     "load_recipe": "bam_lora.recipe",

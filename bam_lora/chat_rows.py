@@ -25,6 +25,7 @@ _SHAPES = (
     "messages, conversations, prompt and completion, or instruction and output (a column of another name that holds "
     "messages goes into this source's `text:`)"
 )
+_JSON = (str, bool, int, float, list, dict)
 Message = dict[str, Any]
 
 
@@ -44,6 +45,21 @@ class Conversation:
     tools: list[Any] | None = None
     arguments: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def trained(self) -> bool:
+        """Whether there is an answer to train on."""
+        return bool(self.answers)
+
+    @property
+    def text(self) -> str:
+        """What is said in it, a message a paragraph."""
+        return "\n\n".join(map(_said, self.messages))
+
+    @property
+    def answered(self) -> str:
+        """What its answers say."""
+        return "\n\n".join(_said(self.messages[index]) for index in self.answers)
+
 
 @dataclass(frozen=True)
 class Completion:
@@ -51,6 +67,21 @@ class Completion:
 
     prompt: str
     completion: str
+
+    @property
+    def trained(self) -> bool:
+        """Whether there is a completion to train on."""
+        return bool(self.completion.strip())
+
+    @property
+    def text(self) -> str:
+        """All of it."""
+        return self.prompt + self.completion
+
+    @property
+    def answered(self) -> str:
+        """What the completion says."""
+        return self.completion
 
 
 def read_row(row: Mapping[str, Any], place: str, column: str | None = None) -> Conversation | Completion:
@@ -144,6 +175,11 @@ def _wanted(message: Message, place: str) -> bool:
     return True
 
 
+def _said(message: Message) -> str:
+    calls = [json.dumps(call, ensure_ascii=False) for call in message.get("tool_calls", [])]
+    return "\n".join([message["content"], *calls] if message["content"] else calls)
+
+
 def _has_text(content: Any) -> bool:
     return bool(content.strip()) if isinstance(content, str) else bool(content)
 
@@ -160,8 +196,8 @@ def _message(value: Any, place: str) -> Message:
         raise UserError.of(
             place, expected="role and content (or from and value)", found=found, remedy="Check the column"
         )
-    # Arrow gives every message the keys of all of them, with None where there is nothing.
-    message = {name: entry for name, entry in value.items() if entry is not None and name not in ("from", "value")}
+    # Arrow gives every message the keys of all of them, with None where there is nothing. No template reads times.
+    message = {name: v for name, v in value.items() if isinstance(v, _JSON) and name not in ("from", "value", "text")}
     said = value.get("role") if value.get("role") is not None else value.get("from")
     role = _ROLES.get(str(said).lower())
     if role is None:
@@ -171,7 +207,7 @@ def _message(value: Any, place: str) -> Message:
             found=repr(said),
             remedy="Rename it",
         )
-    content = value.get("content") if value.get("content") is not None else value.get("value")
+    content = next((value[name] for name in ("content", "value", "text") if value.get(name) is not None), None)
     message["role"] = role
     message["content"] = _content(content, place)
     if message.get("tool_calls"):

@@ -81,7 +81,7 @@ def default_template(tokenizer: Any) -> str:
     return head + ("{{- bos_token }}\n" if begins else "") + text
 
 
-def settle_template(tokenizer: Any, path: Path | None = None) -> str | None:
+def settle_template(tokenizer: Any, path: str | Path | None = None) -> str | None:
     """Gives the tokenizer the chat template that a run uses: the one in a file, its own, or else the default one.
 
     Args:
@@ -96,7 +96,7 @@ def settle_template(tokenizer: Any, path: Path | None = None) -> str | None:
     """
     if path is not None:
         try:
-            tokenizer.chat_template = path.read_text(encoding="utf-8")
+            tokenizer.chat_template = Path(path).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise UserError.of(
                 f"data.chat_template {path}", expected="a Jinja file", found=first_line(error), remedy="Check the path"

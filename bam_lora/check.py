@@ -5,10 +5,14 @@ from __future__ import annotations
 import itertools
 import shutil
 import tempfile
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from bam_lora.base import find_base, load_tokenizer, require_fitting_base, require_targets, weight_bytes
+from bam_lora.chat import message_column
+from bam_lora.chat_encoder import ChatEncoder
+from bam_lora.chat_template import settle_template
 from bam_lora.checkpoint import Checkpoint, open_checkpoint
 from bam_lora.dense_methods import DENSE_METHODS
 from bam_lora.errors import UserError
@@ -18,8 +22,9 @@ from bam_lora.plan import describe_merge, iteration_count, merge_settings
 from bam_lora.planning import require_groups, slicing_of
 from bam_lora.quiet import quiet_libraries
 from bam_lora.recipe import EvaluationSource, Recipe, Source
+from bam_lora.recipe_chat import has_chat
 from bam_lora.slice_groups import ColumnValues
-from bam_lora.sources import TextSource, open_source, read_texts
+from bam_lora.sources import open_source, read_rows, read_texts, text_source
 from bam_lora.store import require_space
 
 _SAMPLE_DOCUMENTS = 50
@@ -41,11 +46,13 @@ def check_recipe(recipe: Recipe) -> str:
     quiet_libraries()
     folder = _base_folder(recipe)
     tokenizer = load_tokenizer(folder)
+    note = settle_template(tokenizer, recipe.data.chat_template) if has_chat(recipe) else None
     require_fitting_base(recipe.base, folder, tokenizer, recipe.data.sequence_length)
     require_targets(folder, recipe.lora.target_modules)
     require_patterns(folder, recipe.lora.target_modules, recipe.bam.merge.weights_by_module)
     checkpoint = open_checkpoint(folder)
     lines = [f"base        {recipe.base}: {_parameters(checkpoint):,} parameters"]
+    lines += [f"chat        {note}"] if note else []
     column = recipe.data.slicing_column if slicing_of(recipe) == "by_column" else None
     lines += [f"target      {_describe_source(source, tokenizer, column)}" for source in recipe.data.target]
     lines += [f"replay      {_describe_source(source, tokenizer)}" for source in recipe.data.replay]
@@ -90,12 +97,16 @@ def _parameters(checkpoint: Checkpoint) -> int:
 
 
 def _describe_source(source: Source | EvaluationSource, tokenizer: Any, column: str | None = None) -> str:
-    where = TextSource(source.path, source.name, source.split, source.revision, source.text)
+    where = text_source(source)
     with tempfile.TemporaryDirectory() as cache:
         opened = open_source(where, streaming=True, cache=Path(cache))
         values = ColumnValues(where, column) if column is not None else None
-        read = read_texts(where, opened, note=values.note if values is not None else None)
-        texts = [text for _, text in itertools.islice(read, _SAMPLE_DOCUMENTS)]
+        note = values.note if values is not None else None
+        if where.mode == "chat":
+            rows = itertools.islice(read_rows(where, opened, note=note), _SAMPLE_DOCUMENTS)
+            described = _describe_chat(source, rows, tokenizer)
+            return described + (f"; {column} {', '.join(values.names)} at its start" if values is not None else "")
+        texts = [text for _, text in itertools.islice(read_texts(where, opened, note=note), _SAMPLE_DOCUMENTS)]
     if not texts:
         raise UserError.of(source.path, expected="text", found="no rows with text", remedy="Check split and column")
     size = sum(len(text.encode()) for text in texts)
@@ -105,6 +116,29 @@ def _describe_source(source: Source | EvaluationSource, tokenizer: Any, column: 
     amount = f"at most {limit:,} tokens, " if limit else ""
     groups = f"{column} {', '.join(values.names)} at its start; " if values is not None else ""
     return f"{source.path}: {amount}{size / tokens:.2f} bytes per token; {groups}starts “{excerpt}…”"
+
+
+def _describe_chat(
+    source: Source | EvaluationSource, rows: Iterable[tuple[int, Mapping[str, Any]]], tokenizer: Any
+) -> str:
+    """The first answer as it is trained, and how much of the conversations is answers."""
+    encoder, column = ChatEncoder(tokenizer), message_column(text_source(source))
+    found = [
+        sequence
+        for number, row in rows
+        for sequence in encoder.row(row, f"{source.path}, row {number + 1}", column=column).sequences
+    ]
+    if not found:
+        raise UserError.of(
+            source.path, expected="conversations with answers", found="none", remedy="Check split and column"
+        )
+    tokens = sum(len(sequence.input_ids) for sequence in found)
+    trained = sum(sum(sequence.mask) for sequence in found)
+    first = [token for token, mark in zip(found[0].input_ids, found[0].mask, strict=True) if mark]
+    excerpt = " ".join(tokenizer.decode(first).split())[:_EXCERPT_CHARACTERS]
+    limit = getattr(source, "tokens", None)
+    amount = f"at most {limit:,} tokens, " if limit else ""
+    return f"{source.path}: {amount}{trained / tokens:.0%} of the tokens are answers; the first is “{excerpt}…”"
 
 
 def _plan_lines(recipe: Recipe) -> list[str]:

@@ -130,6 +130,7 @@ def evaluate(
     target: Annotated[list[str] | None, typer.Option(help="Text in the language learned. May be repeated.")] = None,
     source: Annotated[list[str] | None, typer.Option(help="Text of what the base knew. May be repeated.")] = None,
     text: Annotated[str, typer.Option(help="Column that holds the text.")] = "text",
+    chat: Annotated[bool, typer.Option("--chat", help="Rows are conversations: score their answers.")] = False,
     precision: Annotated[str, typer.Option(help="4bit or 16bit; compare only scores of the same.")] = "4bit",
     window_bytes: Annotated[
         int | None, typer.Option(help="Bytes in a window. Default: as the model's context.")
@@ -139,7 +140,7 @@ def evaluate(
     """Scores a model on text, in bits per byte (lower is better; comparable across tokenisers)."""
     from bam_lora.score_files import score_files
 
-    result = score_files(model, target, source, text=text, precision=precision, window_bytes=window_bytes)
+    result = score_files(model, target, source, text=text, chat=chat, precision=precision, window_bytes=window_bytes)
     if as_json:
         typer.echo(json.dumps(result, indent=2, ensure_ascii=False))
         return

@@ -20,11 +20,12 @@ import numpy as np
 import numpy.typing as npt
 
 from bam_lora import slicing
+from bam_lora.chat import ChatReader, TokenBatch, template_digest
 from bam_lora.dealing import deal_sources
 from bam_lora.errors import UserError
 from bam_lora.packing import ROWS, write_rows
 from bam_lora.slice_groups import ColumnValues
-from bam_lora.sources import OpenSource, Shuffle, TextSource, open_source, read_texts
+from bam_lora.sources import OpenSource, Shuffle, TextSource, open_source, read_rows, read_texts
 from bam_lora.store import digest, new_folder, seal, verify
 
 _BATCH_CHARACTERS = 2_000_000
@@ -66,6 +67,7 @@ class TokenStore:
     rows: npt.NDArray[np.int64]
     facts: dict[str, Any]
     labels: slicing.Lengths | None  # the group of each document, as an index into the facts' "groups"
+    mask: npt.NDArray[np.uint8] | None = None  # for chat: 1 where a token is trained
 
 
 def prepare(
@@ -84,7 +86,7 @@ def prepare(
         expected: Facts of the same data made before (it is lost): what is made now must be the same.
 
     Returns:
-        The facts: seconds, sources, slices (rows, target_tokens, replay_tokens), tokens in all.
+        The facts: seconds, sources, slices (rows, target_tokens, replay_tokens, trained_tokens).
 
     Raises:
         UserError: If a source cannot be read, is empty or other than expected, or there is too little text.
@@ -99,7 +101,8 @@ def prepare(
     dealt, used, groups = deal_sources(sources, [store.lengths for store in stores], layout, grouping)
     with new_folder(folder) as temporary:
         tokens = [store.tokens for store in stores]
-        slices = write_rows(temporary / ROWS, tokens, dealt, layout.sequence_length, layout.seed, groups)
+        masks = [store.mask for store in stores]
+        slices = write_rows(temporary / ROWS, tokens, dealt, layout.sequence_length, layout.seed, groups, masks)
         facts = {
             "sources": [
                 _source_facts(source, store, amount)
@@ -132,20 +135,24 @@ def _tokenise_all(
             targets = [i for i in range(len(sources)) if sources[i].role == "target"]
             available = [min(int(stores[i].lengths.sum()), sources[i].tokens or sys.maxsize) for i in targets]
             target_tokens = sum(slicing.quotas(available, [sources[i].weight for i in targets]))
+            # Conversations are taken whole, which is at most one sequence more of each source.
+            target_tokens += layout.sequence_length * sum(sources[i].where.mode == "chat" for i in targets)
             needed = round(target_tokens * layout.replay_share / (1 - layout.replay_share)) + layout.slices
             source = replace(source, tokens=min(source.tokens or needed, needed))
-        stores[index] = _tokenised(source, tokenizer, work, say)
+        stores[index] = _tokenised(source, layout.sequence_length, tokenizer, work, say)
     return [stores[index] for index in range(len(sources))]
 
 
-def _tokenised(source: TrainingSource, tokenizer: Any, work: Path, say: Say) -> TokenStore:
+def _tokenised(source: TrainingSource, limit: int, tokenizer: Any, work: Path, say: Say) -> TokenStore:
     """Tokenises one source into `work`, or finds it there from an interrupted attempt."""
-    key = digest({"source": asdict(source), "tokenizer": tokenizer_digest(tokenizer)})
+    chat = source.where.mode == "chat"
+    how = {"template": template_digest(tokenizer), "limit": limit} if chat else {}
+    key = digest({"source": asdict(source), "tokenizer": tokenizer_digest(tokenizer), **how})
     folder = work / key[:16]
     if verify(folder, key) is None:
         say(f"tokenising {source.where.path} ({source.role})")
         with new_folder(folder) as temporary:
-            facts = _tokenise_into(source, tokenizer, temporary)
+            facts = _tokenise_into(source, limit, tokenizer, temporary)
             shutil.rmtree(temporary / "cache", ignore_errors=True)
             seal(temporary, key, facts)
         say(f"  {facts['tokens']:,} tokens in {facts['documents']:,} documents")
@@ -159,10 +166,11 @@ def _tokenised(source: TrainingSource, tokenizer: Any, work: Path, say: Say) -> 
         rows=np.fromfile(folder / "rows.bin", dtype=np.int64),
         labels=np.fromfile(folder / "labels.bin", dtype=np.int64) if source.group_column else None,
         facts=manifest["facts"],
+        mask=np.memmap(folder / "mask.bin", dtype=np.uint8, mode="r") if chat and tokens.stat().st_size else None,
     )
 
 
-def _tokenise_into(source: TrainingSource, tokenizer: Any, folder: Path) -> dict[str, Any]:
+def _tokenise_into(source: TrainingSource, limit: int, tokenizer: Any, folder: Path) -> dict[str, Any]:
     if tokenizer.eos_token_id is None:
         raise UserError.of(
             f"tokenizer {tokenizer.name_or_path}",
@@ -177,23 +185,25 @@ def _tokenise_into(source: TrainingSource, tokenizer: Any, folder: Path) -> dict
     lengths: list[int] = []
     rows: list[int] = []
     size_bytes = total = 0
-    with (folder / "tokens.bin").open("wb") as file:
-        for numbers, texts in _batches(source, opened, column):
+    chat = ChatReader(source.where, tokenizer, limit) if source.where.mode == "chat" else None
+    with (folder / "tokens.bin").open("wb") as file, (folder / "mask.bin").open("wb") as mask:
+        for numbers, texts in _batches(source, opened, column, chat):
             size_bytes += sum(len(text.encode()) for text in texts)
-            documents = tokenised(texts, tokenizer)
+            batch = chat.take(numbers) if chat else TokenBatch(numbers, tokenised(texts, tokenizer))
             # Not ndarray.tofile: it loses the error when the disk is full.
-            file.write(np.fromiter(itertools.chain.from_iterable(documents), dtype=np.int32).tobytes())
-            lengths.extend(map(len, documents))
-            rows.extend(numbers)
-            total += sum(map(len, documents))
+            file.write(np.fromiter(itertools.chain.from_iterable(batch.documents), dtype=np.int32).tobytes())
+            mask.write(bytes(itertools.chain.from_iterable(batch.masks)))
+            lengths.extend(map(len, batch.documents))
+            rows.extend(batch.rows)
+            total += sum(map(len, batch.documents))
             if source.tokens is not None and total >= source.tokens:
                 break
     if not lengths and not source.skip_rows:  # an extension may find an old source used up
         raise UserError.of(
             source.where.path,
-            expected="text",
-            found="no rows with text",
-            remedy="Check the file, the split and the column",
+            expected="conversations with answers" if chat else "text",
+            found=f"none in {chat.counts.conversations} rows" if chat else "no rows with text",
+            remedy="Check the file, the split and the column" + (" and data.sequence_length" if chat else ""),
         )
     arrays: dict[str, Any] = {"lengths": lengths, "rows": rows}
     groups: dict[str, Any] = {}
@@ -201,7 +211,8 @@ def _tokenise_into(source: TrainingSource, tokenizer: Any, folder: Path) -> dict
         groups["groups"], arrays["labels"] = column.names, column.labels(rows)
     for name, values in arrays.items():
         (folder / f"{name}.bin").write_bytes(np.asarray(values, dtype=np.int64).tobytes())
-    return {**opened.facts, "documents": len(lengths), "tokens": total, "bytes": size_bytes, **groups}
+    facts = {**opened.facts, "documents": len(lengths), "tokens": total, "bytes": size_bytes, **groups}
+    return {**facts, "chat_template": template_digest(tokenizer), **asdict(chat.counts)} if chat else facts
 
 
 def _groups_of(source: TrainingSource, store: TokenStore) -> tuple[list[str], slicing.Lengths]:
@@ -220,12 +231,15 @@ def tokenised(texts: Sequence[str], tokenizer: Any) -> list[list[int]]:
 
 
 def _batches(
-    source: TrainingSource, opened: OpenSource, column: ColumnValues | None
+    source: TrainingSource, opened: OpenSource, column: ColumnValues | None, chat: ChatReader | None
 ) -> Iterator[tuple[list[int], list[str]]]:
+    note = column.note if column is not None else None
+    if chat is not None:
+        yield from chat.batches(read_rows(source.where, opened, skip_rows=source.skip_rows, note=note))
+        return
     numbers: list[int] = []
     texts: list[str] = []
     characters = 0
-    note = column.note if column is not None else None
     for number, text in read_texts(source.where, opened, skip_rows=source.skip_rows, note=note):
         numbers.append(number)
         texts.append(text)

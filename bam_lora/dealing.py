@@ -22,7 +22,7 @@ def deal_sources(
     layout: Layout,
     grouping: Grouping | None = None,
 ) -> tuple[list[tuple[slicing.Pieces, slicing.Pieces]], list[int], list[str] | None]:
-    """Decides which tokens of which source go into which slice.
+    """Decides which tokens of which source go into which slice. Conversations are never cut here.
 
     Args:
         sources: Target and replay sources.
@@ -45,8 +45,9 @@ def deal_sources(
     target = [index for index, source in enumerate(sources) if source.role == "target"]
     replay = [index for index, source in enumerate(sources) if source.role == "replay"]
     used = [0] * len(sources)
+    whole = [index for index, source in enumerate(sources) if source.where.mode == "chat"]
     for index, amount in zip(target, _quotas(sources, available, target, None), strict=True):
-        used[index] = amount
+        used[index] = slicing.whole_documents(lengths[index], amount) if index in whole else amount
     slices, groups = _deal_targets(slicing.select(lengths, used), lengths, layout, grouping)
     ratio = layout.replay_share / (1 - layout.replay_share)
     wanted = [round(int(part["length"].sum()) * ratio) for part in slices]
@@ -55,9 +56,13 @@ def deal_sources(
         amounts = _quotas(sources, available, replay, sum(wanted))
         _require_replay(sum(amounts), sum(wanted), layout.replay_share)
         for index, amount in zip(replay, amounts, strict=True):
-            used[index] = amount
+            used[index] = slicing.whole_documents(lengths[index], amount) if index in whole else amount
         replayed = slicing.select(lengths, [used[i] if i in replay else 0 for i in range(len(sources))])
     parts = slicing.deal_exactly(slicing.order(replayed, layout.slicing, layout.seed + 1), wanted)
+    if whole:
+        parts = slicing.uncut(parts, lengths, whole)
+        for index in set(whole) & set(replay):  # the last may reach no slice
+            used[index] = sum(int(part["length"][part["store"] == index].sum()) for part in parts)
     replays = [slicing.cut(part, layout.sequence_length) for part in parts]
     return list(zip(slices, replays, strict=True)), used, groups
 

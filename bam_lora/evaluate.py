@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from bam_lora.chat_rows import Completion, Conversation
 from bam_lora.errors import UserError
 
 _LOGITS_BYTES = 256 << 20  # fp32 logits held at a time
@@ -25,11 +26,15 @@ _WINDOW_SIZES = (4096, 3072, 2048, 1536, 1024, 768, 512, 384, 256, 128, 64)
 
 @dataclass(frozen=True)
 class EvaluationSet:
-    """Named documents that a model is scored on; `role` is "target" or "source"."""
+    """Named documents that a model is scored on; `role` is "target" or "source".
+
+    Of conversations (`chats`) the documents are what the answers say.
+    """
 
     name: str
     role: str
     documents: tuple[str, ...]
+    chats: tuple[Conversation | Completion, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -246,20 +251,26 @@ def bits_per_byte(nats: np.ndarray[Any, Any], sizes: np.ndarray[Any, Any]) -> tu
 
 def continue_text(model: Any, tokenizer: Any, prompt: str, tokens: int, dtype: str) -> str:
     """What the model writes after a prompt, greedily: up to `tokens` tokens, and at least a third of them."""
+    inputs = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    if tokenizer.bos_token_id is not None:
+        inputs = [tokenizer.bos_token_id, *inputs]
+    # A base may end a text that it cannot read at once; that shows nothing.
+    return write_after(model, tokenizer, inputs, tokens, dtype, min_new_tokens=tokens // 3)
+
+
+def write_after(model: Any, tokenizer: Any, ids: Sequence[int], tokens: int, dtype: str, **options: Any) -> str:
+    """What the model writes after some tokens, greedily; `options` are those of transformers' `generate`."""
     import torch
 
-    inputs = tokenizer(prompt, return_tensors="pt", add_special_tokens=False)["input_ids"]
-    if tokenizer.bos_token_id is not None:
-        inputs = torch.cat([torch.tensor([[tokenizer.bos_token_id]]), inputs], dim=1)
-    inputs = inputs.to(model.device)
+    inputs = torch.tensor([ids], device=model.device)
     autocast = torch.autocast(model.device.type, dtype=getattr(torch, dtype), enabled=dtype != "float32")
     with torch.inference_mode(), autocast:
         out = model.generate(
             input_ids=inputs,
             attention_mask=torch.ones_like(inputs),
             max_new_tokens=tokens,
-            min_new_tokens=tokens // 3,  # a base may end a text that it cannot read at once; that shows nothing
             do_sample=False,
             pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
+            **options,
         )
     return str(tokenizer.decode(out[0, inputs.shape[1] :], skip_special_tokens=True))

@@ -15,6 +15,7 @@ from bam_lora.base import (
     require_targets,
     weight_bytes,
 )
+from bam_lora.chat_template import settle_template
 from bam_lora.errors import UserError
 from bam_lora.front import Front
 from bam_lora.interrupt import StopRequest, stop_on_signals
@@ -26,6 +27,7 @@ from bam_lora.planning import describe, settle_plan
 from bam_lora.progress import RunProgress
 from bam_lora.quiet import quiet, quiet_libraries
 from bam_lora.recipe import Recipe
+from bam_lora.recipe_chat import has_chat
 from bam_lora.report import collect, model_card, write_report
 from bam_lora.report.chain import chain_of
 from bam_lora.rundir import (
@@ -144,6 +146,9 @@ def _prepare(
     weights = weight_bytes(original.folder)
     require_space(directory.root, weights + weights // 4, "the folded model and the adapters")
     tokenizer = front.tokenizer(start)
+    note = settle_template(tokenizer, recipe.data.chat_template) if has_chat(recipe) else None
+    if note:
+        progress.say(note)
     require_fitting_base(recipe.base, start, tokenizer, recipe.data.sequence_length)
     if recipe.script is None:  # else they are PEFT's to find
         require_targets(start, recipe.lora.target_modules)

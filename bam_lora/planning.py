@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from bam_lora.chat import template_digest
 from bam_lora.data import Layout, TrainingSource, prepare, tokenizer_digest
 from bam_lora.errors import UserError
 from bam_lora.front import Front
@@ -13,6 +14,7 @@ from bam_lora.module_weights import resolve_by_module
 from bam_lora.plan import Plan, SlicePlan, derive_seed, describe_merge, make_plan, warmup_steps
 from bam_lora.progress import RunProgress
 from bam_lora.recipe import Recipe, Source
+from bam_lora.recipe_chat import has_chat
 from bam_lora.rundir import RunDirectory, recipe_key
 from bam_lora.slice_groups import GROUPED, dataset_names
 from bam_lora.slicing import require_even_groups
@@ -86,7 +88,8 @@ def _prepare_part(
     name = f"{len(earlier) + 1:02}"
     seed = derive_seed(recipe.seed, "data", name)
     layout = Layout(slices, recipe.data.sequence_length, slicing_of(recipe), recipe.data.replay_share, seed)
-    key = digest(["data", recipe_key(recipe), tokenizer_digest(tokenizer), name])
+    template = [template_digest(tokenizer)] if has_chat(recipe) else []
+    key = digest(["data", recipe_key(recipe), tokenizer_digest(tokenizer), name, *template])
     if front.prepare_part is not None:
         return {"part": name, **front.prepare_part(directory.data(name), key)}
     sources = _training_sources(recipe, earlier)
@@ -98,10 +101,14 @@ def _prepare_part(
 
 def _totals(plan: Plan, parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
     branches = plan.all_branches()
+    slices = [one for part in parts for one in part["slices"]]
+    known = all("trained_tokens" in one for one in slices)
+    trained = {"trained_tokens": sum(one["trained_tokens"] for one in slices)} if known else {}
     return {
         "target_tokens": sum(branch.target_tokens for branch in branches),
         "replay_tokens": sum(branch.replay_tokens for branch in branches),
         "train_tokens": plan.tokens,
+        **trained,
         "sources": [source for part in parts for source in part["sources"]],
     }
 

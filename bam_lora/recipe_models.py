@@ -10,9 +10,9 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
-from bam_lora import recipe_rules, sft_arguments
+from bam_lora import recipe_chat, recipe_rules, sft_arguments
 from bam_lora.recipe_merge import LearnedWeights, Outer, SearchedWeights
-from bam_lora.recipe_sources import EvaluationSource, Section, Source
+from bam_lora.recipe_sources import EvaluationSource, Mode, Section, Source
 from bam_lora.recipe_values import Modules, Weights, WeightsByModule, findings_error
 
 
@@ -24,6 +24,12 @@ class Data(Section):
         default=[], description="Text like the base's own training data, mixed in against forgetting."
     )
     replay_share: float = Field(default=0.0, ge=0, lt=1, description="Replay's share of all training tokens.")
+    chat_template: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Jinja file with the chat template, relative to the recipe; none: the base's own, or a plain one "
+        "if it has none. It goes into the result.",
+    )
     sequence_length: int = Field(default=2048, ge=8, description="Tokens in a training sequence.")
     slicing: Literal["random", "contiguous", "by_dataset", "by_column"] = Field(
         default="random",
@@ -198,7 +204,10 @@ class Evaluation(Section):
     )
     branches: bool = Field(default=True, description="Score every branch too, not only what their merges give.")
     batch_size: int = Field(default=8, ge=1, description="Windows scored at once.")
-    samples: list[str] = Field(default=[], description="Prompts that base and result continue, shown in the report.")
+    samples: list[str] = Field(
+        default=[],
+        description="Prompts that base and result continue (in `mode: chat`, questions they answer), for the report.",
+    )
 
 
 class Selection(Section):
@@ -235,8 +244,10 @@ class Recipe(Section):
         description="`bam`; or the baselines over the same data: `single` (one adapter, one slice) "
         "and `sequential` (one branch at a time, folded in before the next).",
     )
-    mode: Literal["text"] = Field(
-        default="text", description="`text`: plain documents. (`chat` is not in this version.)"
+    mode: Mode = Field(
+        default="text",
+        description="`text`: plain documents, of which every token is trained; `chat`: conversations, of which the "
+        "assistant's answers are. A source can have a mode of its own.",
     )
     data: Data = Field(description="The text to train on.")
     bam: Bam = Field(default=Bam(), description="Slices, branches and how they are merged.")
@@ -253,6 +264,11 @@ class Recipe(Section):
         default=None,
         description="What a `BamTrainer` was given, if one wrote this recipe; only its script can go on with the run.",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_modes(cls, values: Any) -> Any:
+        return recipe_chat.with_modes(values)
 
     @model_validator(mode="after")
     def _check_rules(self) -> Recipe:

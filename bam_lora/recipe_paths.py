@@ -18,6 +18,7 @@ _SOURCES = (
     ("evaluation", "target"), ("evaluation", "source"),
     ("selection", "target"), ("selection", "source"),
 )  # fmt: skip
+_TEMPLATE = ("data", "chat_template")
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
 
 
@@ -42,6 +43,9 @@ def settle_paths(values: Mapping[str, Any], folder_of: Callable[[KeyPath], Path]
         if place == ("output",):
             holder[key] = os.path.expanduser(text)
             continue
+        if place == _TEMPLATE:
+            holder[key] = os.path.abspath(folder_of(place) / os.path.expanduser(text))
+            continue
         settled, problem = _settle(text, folder_of(place), is_data=place != ("base",))
         holder[key] = settled
         if problem:
@@ -54,6 +58,9 @@ def _path_places(values: Mapping[str, Any]) -> Iterator[tuple[KeyPath, Any, str]
     for key in ("base", "output"):
         if isinstance(values.get(key), str):
             yield (key,), values, key
+    data = values.get("data")
+    if isinstance(data, Mapping) and isinstance(data.get("chat_template"), str):
+        yield _TEMPLATE, data, "chat_template"
     for section, role in _SOURCES:
         held = values.get(section)
         sources = held.get(role) if isinstance(held, Mapping) else None

@@ -22,7 +22,6 @@ from bam_lora.recipe_values import Path as KeyPath
 from bam_lora.recipe_yaml import Located, Place
 
 _LATER: dict[tuple[KeyPath, Any], str] = {
-    (("mode",), "chat"): "text",
     (("lora", "dora"), True): "false",
 }
 """Values that the design knows and this version does not, and what there is instead."""

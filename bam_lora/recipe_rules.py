@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
+from bam_lora import recipe_chat
 from bam_lora.recipe_values import Finding
 
 if TYPE_CHECKING:
@@ -175,6 +176,7 @@ RULES: tuple[tuple[tuple[str, ...], Callable[..., list[Finding]]], ...] = (
     (("data",), _replay),
     (("data",), _sources),
     (("data",), _slicing),
+    (("mode", "data", "evaluation", "selection"), recipe_chat.check_modes),
     (("strategy", "bam"), _bam),
     (("training",), _max_steps),
     (("evaluation",), _evaluation),

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import PurePath
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from bam_lora.recipe_values import Tokens
+
+Mode = Literal["text", "chat"]
+_COLUMN = "Column that holds the text; in `mode: chat`, the messages, where it is called none of the usual names."
 
 
 class Section(BaseModel):
@@ -27,7 +30,10 @@ class Source(Section):
     name: str | None = Field(default=None, description="Configuration of a Hub dataset, such as `bul_Cyrl`.")
     split: str = Field(default="train", min_length=1, description="Split of the dataset.")
     revision: str | None = Field(default=None, description="Commit, tag or branch on the Hub; none: the newest.")
-    text: str = Field(default="text", min_length=1, description="Column that holds the text.")
+    text: str = Field(default="text", min_length=1, description=_COLUMN)
+    mode: Mode | None = Field(
+        default=None, description="`chat`: its rows are conversations; `text`: documents; none: as the recipe's `mode`."
+    )
     tokens: Tokens = Field(
         default=None,
         description="Use at most so many tokens of it: `500k`, `200M`, `1.5B`; none: as many as there are.",
@@ -53,7 +59,10 @@ class EvaluationSource(Section):
     name: str | None = Field(default=None, description="Configuration of a Hub dataset.")
     split: str = Field(default="train", min_length=1, description="Split of the dataset.")
     revision: str | None = Field(default=None, description="Commit, tag or branch on the Hub; none: the newest.")
-    text: str = Field(default="text", min_length=1, description="Column that holds the text.")
+    text: str = Field(default="text", min_length=1, description=_COLUMN)
+    mode: Mode | None = Field(
+        default=None, description="`chat`: its rows are conversations; `text`: documents; none: as the recipe's `mode`."
+    )
     documents: int | None = Field(default=None, ge=1, description="Score only the first so many documents; none: all.")
     set: str = Field(
         default=None,

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bam_lora.base import Loading, context_length, find_base, load_model, load_tokenizer
+from bam_lora.chat_template import settle_template
 from bam_lora.errors import UserError
 from bam_lora.quiet import quiet_libraries
 from bam_lora.scoring import SetSource, prepare_evaluation, score_sets
@@ -19,6 +20,7 @@ def score_files(
     source: Sequence[str] | None,
     *,
     text: str = "text",
+    chat: bool = False,
     precision: str = "4bit",
     window_bytes: int | None = None,
 ) -> dict[str, Any]:
@@ -29,6 +31,7 @@ def score_files(
         target: Files, folders or Hub data sets in the language learned.
         source: The same for what the base knew.
         text: Column that holds the text.
+        chat: Rows are conversations; the answers are scored, by the model's chat template (or a plain one).
         precision: "4bit" (NF4) or "16bit"; scores of different precisions do not compare.
         window_bytes: Bytes in a window; None chooses the largest up to 4096 that fits the model's context.
 
@@ -39,7 +42,7 @@ def score_files(
         UserError: If there is nothing to score, or something cannot be read or loaded.
     """
     sources = [
-        SetSource(_set_name(path), role, TextSource(_local(path), text=text))
+        SetSource(_set_name(path), role, TextSource(_local(path), text=text, mode="chat" if chat else "text"))
         for role, paths in (("target", target or []), ("source", source or []))
         for path in paths
     ]
@@ -54,6 +57,8 @@ def score_files(
     finished = Path(model) / "model"
     folder = finished if (finished / "config.json").is_file() else find_base(model).folder
     tokenizer = load_tokenizer(folder)
+    if chat:
+        settle_template(tokenizer)
     evaluation = prepare_evaluation(
         sources,
         tokenizer,

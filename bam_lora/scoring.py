@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from bam_lora.chat import template_digest
+from bam_lora.chat_scoring import answer_question, chat_windows, chats_from_json, chats_to_json, read_chat_set
 from bam_lora.data import tokenizer_digest
 from bam_lora.errors import UserError
 from bam_lora.evaluate import (
@@ -24,7 +26,7 @@ from bam_lora.evaluate import (
     require_fit,
     score,
 )
-from bam_lora.sources import TextSource, open_source, read_texts
+from bam_lora.sources import TextSource, open_source, read_rows, read_texts
 from bam_lora.store import digest, read_record, write_record
 
 SAMPLE_TOKENS = 60
@@ -60,6 +62,9 @@ def read_set(source: SetSource) -> EvaluationSet:
     documents = []
     with tempfile.TemporaryDirectory() as cache:
         opened = open_source(source.where, streaming=True, cache=Path(cache))
+        if source.where.mode == "chat":
+            rows = read_rows(source.where, opened)
+            return read_chat_set(source.name, source.role, source.where, rows, source.documents)
         for _, text in read_texts(source.where, opened):
             documents.append(text)
             if source.documents is not None and len(documents) >= source.documents:
@@ -90,22 +95,40 @@ def prepare_evaluation(
         read: Reads a set that is not kept yet.
     """
     wanted = [[s.name, s.role, vars(s.where), s.documents] for s in sources]
-    key = digest([wanted, window_bytes, overlap_bytes, tokenizer_digest(tokenizer)])
+    chat = any(source.where.mode == "chat" for source in sources)
+    template = [template_digest(tokenizer)] if chat else []
+    key = digest([wanted, window_bytes, overlap_bytes, tokenizer_digest(tokenizer), *template])
     record = read_record(path, key) if path else None
     if record is None:
         sets = [read(source) for source in sources]
-        size = window_bytes or choose_window(sets, tokenizer, context_tokens, overlap_bytes)
-        texts = [{"name": s.name, "role": s.role, "documents": list(s.documents)} for s in sets]
+        plain = [part for part in sets if not part.chats]
+        size = window_bytes or choose_window(plain, tokenizer, context_tokens, overlap_bytes)
+        texts = [_set_to_json(part) for part in sets]
         record = {"window_bytes": size, "overlap_bytes": _overlap(size, overlap_bytes), "sets": texts}
         if path:
             write_record(path, key, record)
-    sets = [EvaluationSet(s["name"], s["role"], tuple(s["documents"])) for s in record["sets"]]
+    sets = [
+        EvaluationSet(s["name"], s["role"], tuple(s["documents"]), chats_from_json(s.get("chats", [])))
+        for s in record["sets"]
+    ]
     size, overlap = record["window_bytes"], record["overlap_bytes"]
-    windows = tuple(tuple(make_windows(s.documents, tokenizer, size, overlap)) for s in sets)
+    windows = tuple(
+        tuple(
+            chat_windows(part, tokenizer, context_tokens)
+            if part.chats
+            else make_windows(part.documents, tokenizer, size, overlap)
+        )
+        for part in sets
+    )
     for part, cut in zip(sets, windows, strict=True):
         require_fit(cut, part.name, size, context_tokens)
-    texts_key = digest([[s.name, s.role, list(s.documents)] for s in sets])
-    return Windowed(digest([texts_key, size, overlap]), tuple(sets), windows, size, overlap)
+    texts_key = digest([list(_set_to_json(part).values()) for part in sets])
+    return Windowed(digest([texts_key, size, overlap, *template]), tuple(sets), windows, size, overlap)
+
+
+def _set_to_json(part: EvaluationSet) -> dict[str, Any]:
+    chats = {"chats": chats_to_json(part.chats)} if part.chats else {}
+    return {"name": part.name, "role": part.role, "documents": list(part.documents), **chats}
 
 
 def _overlap(window_bytes: int, overlap_bytes: int | None) -> int:
@@ -164,14 +187,11 @@ def score_sets(
 
 
 def sample_texts(
-    model: Any, tokenizer: Any, prompts: Sequence[str], iteration: int, dtype: str
+    model: Any, tokenizer: Any, prompts: Sequence[str], iteration: int, dtype: str, *, chat: bool = False
 ) -> list[dict[str, Any]]:
-    """What a model writes after each prompt: [{"iteration", "prompt", "text"}]."""
+    """What a model writes after each prompt, or answers to it: [{"iteration", "prompt", "text"}]."""
+    write = answer_question if chat else continue_text
     return [
-        {
-            "iteration": iteration,
-            "prompt": prompt,
-            "text": continue_text(model, tokenizer, prompt, SAMPLE_TOKENS, dtype),
-        }
+        {"iteration": iteration, "prompt": prompt, "text": write(model, tokenizer, prompt, SAMPLE_TOKENS, dtype)}
         for prompt in prompts
     ]

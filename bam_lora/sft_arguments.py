@@ -21,7 +21,7 @@ _RESUME = "a run resumes by itself; say training.save_steps for how often it sav
 _LAST_STEP = "a branch ends with its last step; leave it out"
 _PUBLISH = "publish the finished model instead; leave it out"
 _PROGRESS = "the run has a progress display of its own; leave it out"
-_TEXT_ONLY = "it is for chat data, which is not in this version; leave it out"
+_ANSWERS = "say `mode: chat`: then the answers are trained, and nothing else"
 _TOKENIZER = "the base's own tokenizer is used as it is; leave it out"
 _MODEL = "the loop loads the base itself; say `base`, `revision` and `quantization`"
 _DO = "the loop decides what runs when; leave it out"
@@ -43,7 +43,8 @@ OWNED: dict[str, str] = {
     **dict.fromkeys(("dataset_kwargs", "dataset_num_proc", "length_column_name", "label_names"), _DATASET),
     **dict.fromkeys(("remove_unused_columns", "dataloader_drop_last"), _DATASET),
     **dict.fromkeys(("shuffle_dataset", "train_sampling_strategy"), _ORDER),
-    **dict.fromkeys(("completion_only_loss", "assistant_only_loss", "chat_template_path"), _TEXT_ONLY),
+    **dict.fromkeys(("completion_only_loss", "assistant_only_loss"), _ANSWERS),
+    "chat_template_path": "say data.chat_template instead",
     **dict.fromkeys(("eos_token", "pad_token"), _TOKENIZER),
     **dict.fromkeys(("model_init_kwargs", "trust_remote_code", "use_cache"), _MODEL),
     "per_device_eval_batch_size": "say evaluation.batch_size instead",

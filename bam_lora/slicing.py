@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import bisect
 import itertools
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from fractions import Fraction
 
 import numpy as np
@@ -193,6 +193,34 @@ def deal_exactly(table: Pieces, amounts: Sequence[int]) -> list[Pieces]:
         part, rest = split_tokens(rest, amount)
         parts.append(part)
     return parts
+
+
+def whole_documents(lengths: Lengths, tokens: int) -> int:
+    """The tokens of as many whole documents as hold at least `tokens`, from the first on."""
+    ends = np.cumsum(lengths)
+    return int(ends[min(int(np.searchsorted(ends, tokens, side="left")), len(ends) - 1)]) if tokens else 0
+
+
+def uncut(parts: Sequence[Pieces], lengths: Sequence[Lengths], stores: Collection[int]) -> list[Pieces]:
+    """The same parts, with documents of some stores made whole again: each is where its beginning was.
+
+    Args:
+        parts: Tables in which a document may be cut, its pieces in several parts.
+        lengths: Per store, the length of each document [documents].
+        stores: Those whose documents are not to be cut.
+    """
+    whole = []
+    for part in parts:
+        kept = np.ones(len(part), dtype=bool)
+        part = part.copy()
+        for store in stores:
+            mine = np.flatnonzero(part["store"] == store)
+            begins = np.cumsum(lengths[store]) - lengths[store]
+            document = np.searchsorted(begins, part["start"][mine], side="right") - 1
+            part["length"][mine] = lengths[store][document]
+            kept[mine] = begins[document] == part["start"][mine]
+        whole.append(part[kept])
+    return whole
 
 
 def pack(lengths: Sequence[int] | Lengths, sequence_length: int) -> list[list[int]]:

@@ -21,13 +21,17 @@ DATA_SUFFIXES = {*_BUILDERS, *_COMPRESSED}
 
 @dataclass(frozen=True)
 class TextSource:
-    """Where some text is. A `path` that is absolute is local (file, folder or glob), any other is a Hub id."""
+    """Where some text is. A `path` that is absolute is local (file, folder or glob), any other is a Hub id.
+
+    `mode` "chat" says that the rows are conversations, not texts.
+    """
 
     path: str
     name: str | None = None
     split: str = "train"
     revision: str | None = None
     text: str = "text"
+    mode: str = "text"
 
     @property
     def is_local(self) -> bool:
@@ -37,7 +41,7 @@ class TextSource:
 
 def text_source(source: Source | EvaluationSource) -> TextSource:
     """Where a source of the recipe is."""
-    return TextSource(source.path, source.name, source.split, source.revision, source.text)
+    return TextSource(source.path, source.name, source.split, source.revision, source.text, source.mode or "text")
 
 
 @dataclass
@@ -125,17 +129,7 @@ def read_texts(
     Raises:
         UserError: If the text column is missing or does not hold text, or the data cannot be read.
     """
-    if hasattr(opened.rows, "__len__") and len(opened.rows) <= skip_rows:
-        return
-    rows = opened.rows.skip(skip_rows) if skip_rows else opened.rows
-    iterator = enumerate(rows, start=skip_rows)
-    while True:
-        try:
-            number, row = next(iterator)
-        except StopIteration:
-            return
-        except Exception as error:
-            raise _unreadable(source, error) from error
+    for number, row in read_rows(source, opened, skip_rows=skip_rows):
         if source.text not in row:
             raise UserError.of(
                 source.path,
@@ -155,6 +149,34 @@ def read_texts(
             if note is not None:
                 note(number, row)
             yield number, text
+
+
+def read_rows(
+    source: TextSource,
+    opened: OpenSource,
+    *,
+    skip_rows: int = 0,
+    note: Callable[[int, Mapping[str, Any]], None] | None = None,
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Row numbers, from 0 in the order of reading, and rows of an open source; `note` sees every one.
+
+    Raises:
+        UserError: If the data cannot be read.
+    """
+    if hasattr(opened.rows, "__len__") and len(opened.rows) <= skip_rows:
+        return
+    rows = opened.rows.skip(skip_rows) if skip_rows else opened.rows
+    iterator = enumerate(rows, start=skip_rows)
+    while True:
+        try:
+            number, row = next(iterator)
+        except StopIteration:
+            return
+        except Exception as error:
+            raise _unreadable(source, error) from error
+        if note is not None:
+            note(number, row)
+        yield number, row
 
 
 def find_files(path: str) -> list[Path]:

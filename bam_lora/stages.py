@@ -10,6 +10,7 @@ from typing import Any
 
 from bam_lora.base import BaseFiles, Loading
 from bam_lora.branch import ADAPTER, BranchJob, train_branch
+from bam_lora.chat_result import OTHER_TEMPLATES, TEMPLATE, chat_files
 from bam_lora.folding import fold_into
 from bam_lora.front import Front
 from bam_lora.interrupt import StopRequest
@@ -18,6 +19,7 @@ from bam_lora.machine import release_memory
 from bam_lora.plan import BranchPlan, Plan
 from bam_lora.progress import RunProgress
 from bam_lora.recipe import Recipe
+from bam_lora.recipe_chat import trains_chat
 from bam_lora.report.format import scores_line
 from bam_lora.rundir import RunDirectory
 from bam_lora.scoring import Windowed, sample_texts, score_sets
@@ -217,7 +219,8 @@ def write_samples(context: Context, iteration: int) -> None:
     how = context.scoring_load
     model = context.model(iteration, how)
     others = [sample for sample in record["samples"] if sample["iteration"] != iteration]
-    new = sample_texts(model, context.tokenizer, prompts, iteration, how.compute_dtype)
+    chat = context.recipe.mode == "chat"
+    new = sample_texts(model, context.tokenizer, prompts, iteration, how.compute_dtype, chat=chat)
     models = {**record["models"], str(iteration): key}
     samples = sorted(others + new, key=lambda sample: sample["iteration"])
     write_record(path, "samples", {"samples": samples, "models": models})
@@ -243,11 +246,15 @@ def write_model(context: Context, card: str) -> None:
         source = base_folder(context, last)
         manifest = verify(source, key, quick=True)
         assert manifest is not None
+        chat = chat_files(source, context.start, context.tokenizer, trained=trains_chat(context.recipe))
         with new_folder(directory.model) as folder:
             for name in manifest["files"]:
-                link_or_copy(source / name, folder / name)
+                if name not in chat and not (TEMPLATE in chat and name.startswith(OTHER_TEMPLATES)):
+                    link_or_copy(source / name, folder / name)
+            for name, text in chat.items():
+                (folder / name).write_text(text, encoding="utf-8")
             hashes = {name: file["sha256"] for name, file in manifest["files"].items()}
-            for name in context.front.own_files(folder):
+            for name in (*chat, *context.front.own_files(folder)):
                 hashes.pop(name, None)
             seal(folder, key, {}, hashes=hashes)
             # The card may be edited by its owner, so it is not part of what has to verify.

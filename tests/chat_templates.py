@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-from bam_lora.chat import ChatEncoder, ChatRow
+from bam_lora.chat_encoder import ChatEncoder, ChatRow
 
 _LOOP = "{%- for message in messages %}"
 _CHATML_PROMPT = "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}"

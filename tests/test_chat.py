@@ -26,7 +26,8 @@ from chat_templates import (
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bam_lora.chat import ChatEncoder, answers_only
+from bam_lora.chat import answers_only
+from bam_lora.chat_encoder import ChatEncoder
 from bam_lora.errors import UserError
 
 

@@ -41,6 +41,8 @@ def test_sharegpt_and_alpaca(story_tokenizer: Any) -> None:
     tokenizer = with_template(story_tokenizer, "chatml")
     turns = [{"from": who, "value": t["content"]} for who, t in zip(("human", "gpt") * 2, TURNS, strict=True)]
     assert encode(tokenizer, conversations=turns) == encode(tokenizer, messages=TURNS)
+    turns = [{"role": who, "text": t["content"]} for who, t in zip(("prompter", "assistant") * 2, TURNS, strict=True)]
+    assert encode(tokenizer, conversation=turns) == encode(tokenizer, messages=TURNS)
     greeting = encode(tokenizer, conversations=[{"from": "gpt", "value": "Hallo!"}, *turns])
     assert trained(greeting, tokenizer) == [[said("chatml", ANSWER), said("chatml", SECOND)]]
     row = encode(tokenizer, instruction="Übersetze.", input="good", output="gut", system="")

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from chat_templates import CALL, CHATML, TOOL_TURNS, TOOLS, TURNS, trained, with_template
 
-from bam_lora.chat import ChatEncoder
+from bam_lora.chat_encoder import ChatEncoder
 from bam_lora.chat_template import ChatTemplate, default_template, settle_template
 from bam_lora.errors import UserError
 

@@ -146,7 +146,6 @@ def test_weights_that_are_right():
 @pytest.mark.parametrize(
     ("sections", "expected"),
     [
-        ({"mode": "chat"}, "mode: 'chat' is not in this version; use text"),
         ({"lora": {"dora": True}}, "lora.dora: true is not in this version; use false"),
     ],
 )

@@ -31,12 +31,12 @@ def failure(path: Path, overrides: list[str] | None = None) -> str:
 
 
 def test_several_problems_with_their_lines(tmp_path):
-    path = write(tmp_path / "recipe.yaml", MINIMAL + "  replay_shar: 0.2\nbam:\n  slices: two\nmode: chat\n")
+    path = write(tmp_path / "recipe.yaml", MINIMAL + "  replay_shar: 0.2\nbam:\n  slices: two\nmode: chatt\n")
     assert failure(path).splitlines() == [
         f"{path}: 3 problems",
         "  line 5, data.replay_shar: unknown key; did you mean replay_share?",
         "  line 7, bam.slices: expected an integer >= 1, found 'two'",
-        "  line 8, mode: 'chat' is not in this version; use text",
+        "  line 8, mode: expected text or chat, found 'chatt'",
     ]
 
 
