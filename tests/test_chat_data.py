@@ -168,6 +168,21 @@ def test_long_conversations_are_cut_between_messages_and_counted(tmp_path: Path,
     assert sorted(trained_text(kept, tokenizer)) == sorted(answers([*conversations, conversations[0]]))
 
 
+def test_conversations_are_sliced_by_a_column(tmp_path: Path, story_tokenizer: Any) -> None:
+    """With a template that makes two sequences of a row."""
+    tokenizer = with_template(story_tokenizer, "qwen3")
+    rows = [{"messages": one, "language": ("de", "bg")[index % 2]} for index, one in enumerate(chats(16))]
+    path = tmp_path / "chats.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    facts = make(tmp_path / "01", [chat_source(path, group_column="language")], tokenizer, slicing="by_column")
+    assert [part["group"] for part in facts["slices"]] == ["de", "bg"]
+    for index, part in enumerate(facts["slices"]):
+        documents = documents_of(tmp_path / "01", part)
+        assert len(documents) == 16
+        texts = sorted(text.removeprefix("<think>\n\n</think>\n\n") for text in trained_text(documents, tokenizer))
+        assert texts == sorted(answers(chats(16)[index::2]))
+
+
 def test_a_run_of_text_has_no_labels(tmp_path: Path, german_file: Path, tokenizer: Any) -> None:
     facts = make(tmp_path / "01", [TrainingSource(TextSource(str(german_file)), "target")], tokenizer)
     rows = load_rows(tmp_path / "01", (0, facts["slices"][-1]["rows"][1]))
