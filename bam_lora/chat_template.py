@@ -10,7 +10,6 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from bam_lora.chat_rows import ASSISTANT, Conversation, Message
@@ -18,95 +17,6 @@ from bam_lora.errors import UserError, first_line
 
 _MARKERS = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _PROBE = "probeanswer"
-
-# Headers are plain text, so that no token is needed which the base has never seen; the EOS token ends an answer.
-_TURNS = """\
-{%- if messages[0].role in ('system', 'developer') %}
-    {%- set system = messages[0].content %}
-    {%- set turns = messages[1:] %}
-{%- else %}
-    {%- set system = '' %}
-    {%- set turns = messages %}
-{%- endif %}
-{%- if system or tools %}
-    {{- OPEN('system') + system }}
-    {%- if tools %}
-        {{- ('\\n\\n' if system else '') + 'Tools, each called by '
-            '{"name": ..., "arguments": {...}} between <tool_call> and </tool_call>:' }}
-        {%- for tool in tools %}
-            {{- '\\n' + (tool | tojson) }}
-        {%- endfor %}
-    {%- endif %}
-    {{- CLOSE }}
-{%- endif %}
-{%- for message in turns %}
-    {%- if message.role == 'assistant' %}
-        {{- OPEN('assistant') + (message.content or '') }}
-        {%- for call in message.tool_calls or [] %}
-            {%- set call = call.function or call %}
-            {{- ('\\n' if message.content or not loop.first else '') + '<tool_call>\\n'
-                + ({'name': call.name, 'arguments': call.arguments} | tojson) + '\\n</tool_call>' }}
-        {%- endfor %}
-        {{- END }}
-    {%- else %}
-        {{- OPEN(message.role) + (message.content or '') + CLOSE }}
-    {%- endif %}
-{%- endfor %}
-{%- if add_generation_prompt %}
-    {{- OPEN('assistant') }}
-{%- endif %}
-"""
-_PLAIN = (
-    "{%- macro open(role) -%}{{ '### ' + role.capitalize() + ':\\n' }}{%- endmacro %}\n",
-    {"OPEN": "open", "CLOSE": "'\\n\\n'", "END": "eos_token + '\\n\\n'"},
-)
-_CHATML = (
-    "{%- macro open(role) -%}{{ '<|im_start|>' + role + '\\n' }}{%- endmacro %}\n",
-    {"OPEN": "open", "CLOSE": "'<|im_end|>\\n'", "END": "'<|im_end|>\\n'"},
-)
-
-
-def default_template(tokenizer: Any) -> str:
-    """A chat template for a base that has none, out of tokens that its tokenizer has.
-
-    ChatML where `<|im_start|>` and `<|im_end|>` are tokens; else headers in plain text, with answers that end with EOS,
-    so that no embedding has to be added or learned.
-    """
-    added = tokenizer.get_added_vocab()
-    head, parts = _CHATML if {"<|im_start|>", "<|im_end|>"} <= set(added) else _PLAIN
-    text = _TURNS
-    for name, value in parts.items():
-        text = text.replace(name, value)
-    begins = tokenizer.bos_token_id is not None and tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id
-    return head + ("{{- bos_token }}\n" if begins else "") + text
-
-
-def settle_template(tokenizer: Any, path: str | Path | None = None) -> str | None:
-    """Gives the tokenizer the chat template that a run uses: the one in a file, its own, or else the default one.
-
-    Args:
-        tokenizer: A transformers tokenizer; its `chat_template` is set.
-        path: A Jinja file, or None.
-
-    Returns:
-        What to tell the user, or None where the tokenizer's own template is used.
-
-    Raises:
-        UserError: If the file cannot be read.
-    """
-    if path is not None:
-        try:
-            tokenizer.chat_template = Path(path).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError.of(
-                f"data.chat_template {path}", expected="a Jinja file", found=first_line(error), remedy="Check the path"
-            ) from error
-        return f"chat template: {path}"
-    if tokenizer.chat_template is None:
-        tokenizer.chat_template = default_template(tokenizer)
-        kind = "ChatML" if "<|im_end|>" in tokenizer.chat_template else "plain-text headers, answers ended by EOS"
-        return f"the base has no chat template; it gets one ({kind}), which needs no new tokens"
-    return None
 
 
 @dataclass(frozen=True)
@@ -211,11 +121,13 @@ class ChatTemplate:
             UserError: If the template renders the answer otherwise than after the prompt it shows at inference.
         """
         messages, tools, arguments = conversation.messages, conversation.tools, conversation.arguments
+        before = self.render(messages[:index], tools, arguments, place, prompt=True)
         if _MARKERS.search(self._tokenizer.get_chat_template(None, tools)):
             text, start = self._marked(conversation, index, place)
+            shown = self._shown(conversation, index, place, before)
+            start = max(start, len(shown)) if text.startswith(shown) else start
         else:
             text = self.render(messages[: index + 1], tools, arguments, place)
-            before = self.render(messages[:index], tools, arguments, place, prompt=True)
             if not text.startswith(before):
                 raise UserError.of(
                     f"{self.name}, {place}, message {index + 1}",
@@ -225,7 +137,27 @@ class ChatTemplate:
                 )
             start = len(before) + (len(self._header) if text[len(before) :].startswith(self._header) else 0)
         end, stop = self._end(text, start, f"{place}, message {index + 1}")
+        self._require_calls(messages[index], text[start:stop], f"{place}, message {index + 1}")
         return Answer(text, start, stop, end)
+
+    def _shown(self, conversation: Conversation, index: int, place: str, before: str) -> str:
+        """The prompt before an answer without the thought that some templates begin in it; some markers take it in."""
+        earlier = self.render(conversation.messages[:index], conversation.tools, conversation.arguments, place)
+        if not before.startswith(earlier):
+            return before
+        return earlier + before[len(earlier) :].partition("<think>")[0]
+
+    def _require_calls(self, message: Message, said: str, place: str) -> None:
+        """Raises a UserError if the template leaves out a tool call: silence would be trained in its place."""
+        for call in message.get("tool_calls", []):
+            name = call.get("function", call).get("name") if isinstance(call, dict) else None
+            if name is None or str(name) not in said:
+                raise UserError.of(
+                    f"{self.name}, {place}",
+                    expected=f"the call of the tool {name!r} in the answer",
+                    found=repr(said[:40]),
+                    remedy="Give data.chat_template one that has tool calls, or `weight: 0` to the message",
+                )
 
     def _marked(self, conversation: Conversation, index: int, place: str) -> tuple[str, int]:
         """The rendering up to an answer, and where the template's own markers say that the answer begins."""

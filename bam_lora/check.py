@@ -12,8 +12,8 @@ from typing import Any
 from bam_lora.base import find_base, load_tokenizer, require_fitting_base, require_targets, weight_bytes
 from bam_lora.chat import message_column
 from bam_lora.chat_encoder import ChatEncoder
-from bam_lora.chat_template import settle_template
 from bam_lora.checkpoint import Checkpoint, open_checkpoint
+from bam_lora.default_template import settle_template
 from bam_lora.dense_methods import DENSE_METHODS
 from bam_lora.errors import UserError
 from bam_lora.ledger import LEDGER_FILE

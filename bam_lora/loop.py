@@ -15,7 +15,7 @@ from bam_lora.base import (
     require_targets,
     weight_bytes,
 )
-from bam_lora.chat_template import settle_template
+from bam_lora.default_template import settle_template
 from bam_lora.errors import UserError
 from bam_lora.front import Front
 from bam_lora.interrupt import StopRequest, stop_on_signals

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bam_lora.base import Loading, context_length, find_base, load_model, load_tokenizer
-from bam_lora.chat_template import settle_template
+from bam_lora.default_template import settle_template
 from bam_lora.errors import UserError
 from bam_lora.quiet import quiet_libraries
 from bam_lora.scoring import SetSource, prepare_evaluation, score_sets

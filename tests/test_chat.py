@@ -160,6 +160,27 @@ def test_markers_without_the_end_of_turn_get_it(story_tokenizer: Any) -> None:
     assert trained(encode(tokenizer, messages=TURNS), tokenizer) == [[said("marked", ANSWER), said("marked", SECOND)]]
 
 
+def test_markers_around_the_header_do_not_train_it(story_tokenizer: Any) -> None:
+    tokenizer = with_template(story_tokenizer, "marked")
+    header = "{{- '<|im_start|>' + message.role + '\\n' }}"
+    assert header in MARKED
+    marked = MARKED.replace(header, "{%- if message.role != 'assistant' %}" + header + "{%- endif %}")
+    marked = marked.replace("{%- generation %}", "{%- generation %}" + header)
+    for asked in ("", "<think>\\n"):  # the second begins a thought that no answer has
+        tokenizer.chat_template = marked.replace("assistant\\n' }}{%- endif", f"assistant\\n{asked}' }}}}{{%- endif")
+        prompt = tokenizer.apply_chat_template(TURNS[:1], add_generation_prompt=True, tokenize=False)
+        assert prompt.endswith("assistant\n" + asked.replace("\\n", "\n"))
+        texts = trained(encode(tokenizer, messages=TURNS), tokenizer)
+        assert texts == [[said("marked", ANSWER), said("marked", SECOND)]]
+
+
+@pytest.mark.parametrize("name", ["phi3", "marked"])
+def test_a_template_that_leaves_out_tool_calls_is_refused(name: str, story_tokenizer: Any) -> None:
+    """Else silence would be trained where the data have a call."""
+    with pytest.raises(UserError, match="message 2: expected the call of the tool 'wetter' in the answer, found ''"):
+        encode(with_template(story_tokenizer, name), messages=TOOL_TURNS, tools=TOOLS)
+
+
 def test_the_same_as_transformers_own_mask(story_tokenizer: Any) -> None:
     tokenizer = with_template(story_tokenizer, "marked")
     expected = tokenizer.apply_chat_template(TURNS, return_assistant_tokens_mask=True)

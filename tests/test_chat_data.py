@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from bam_lora import slicing
 from bam_lora.chat import answers_only
-from bam_lora.chat_template import default_template
 from bam_lora.data import Layout, TrainingSource, prepare
+from bam_lora.default_template import default_template
 from bam_lora.errors import UserError
 from bam_lora.packing import NOT_TRAINED, load_rows
 from bam_lora.sources import TextSource

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ import pytest
 from chat_templates import CALL, CHATML, TOOL_TURNS, TOOLS, TURNS, trained, with_template
 
 from bam_lora.chat_encoder import ChatEncoder
-from bam_lora.chat_template import ChatTemplate, default_template, settle_template
+from bam_lora.chat_template import ChatTemplate
+from bam_lora.default_template import default_template, settle_template
 from bam_lora.errors import UserError
 
 
@@ -57,6 +59,41 @@ def test_chatml_where_its_tokens_are_there(story_tokenizer: Any) -> None:
     begin = [tokenizer.bos_token_id]
     assert row.sequences[0].input_ids == begin + reference.sequences[0].input_ids
     assert row.sequences[0].mask == [0, *reference.sequences[0].mask]
+
+
+IN_USE = {
+    "llama3_1": ("<|eot_id|>", ""),
+    "qwen2_5": ("<|im_end|>", ""),
+    "qwen3": ("<|im_end|>", "<think>\n\n</think>\n\n"),
+    "gemma3": ("<end_of_turn>", ""),
+    "phi3": ("<|end|>", ""),
+    "cohere": ("<|END_OF_TURN_TOKEN|>", ""),
+    "gptoss": ("<|return|>", "<|channel|>final<|message|>"),
+    "deepseekv3_training": ("<｜end▁of▁sentence｜>", ""),
+    "qwen2_5_training": ("<|im_end|>", ""),
+}
+
+
+@pytest.mark.parametrize("name", IN_USE)
+def test_templates_in_use(name: str, story_tokenizer: Any) -> None:
+    """As TRL has them; with generation markers where their name ends with `training`."""
+    import trl
+
+    path = Path(trl.__file__).parent / "chat_templates" / f"{name}.jinja"
+    if not path.is_file():
+        pytest.skip(f"this version of TRL has no {path.name}")
+    template = path.read_text(encoding="utf-8")
+    tokenizer = copy.deepcopy(story_tokenizer)
+    tokens = sorted(set(re.findall(r"<[|｜][^<>{}' ]+?[|｜]>|<(?:start|end)_of_turn>", template)))
+    tokenizer.add_special_tokens({"additional_special_tokens": tokens})
+    tokenizer.chat_template = template
+    end, thought = IN_USE[name]
+    row = ChatEncoder(tokenizer).row({"messages": TURNS}, "row 1")
+    texts = [text for texts in trained(row, tokenizer) for text in texts]
+    assert texts == [thought + TURNS[1]["content"] + end, thought + TURNS[3]["content"] + end]
+    one = ChatEncoder(tokenizer).row({"messages": TURNS[:2]}, "row 1").sequences[0]
+    whole = tokenizer.apply_chat_template(TURNS[:2])["input_ids"]
+    assert one.input_ids == whole[: len(one.input_ids)]
 
 
 def test_a_template_from_a_file(story_tokenizer: Any, tmp_path: Path) -> None:
