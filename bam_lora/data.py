@@ -12,7 +12,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,11 @@ from bam_lora.chat import ChatReader, TokenBatch, template_digest
 from bam_lora.dealing import deal_sources
 from bam_lora.errors import UserError
 from bam_lora.packing import ROWS, write_rows
+from bam_lora.sieve import Screening, Sieve, describe_dropped
 from bam_lora.slice_groups import ColumnValues
 from bam_lora.sources import OpenSource, Shuffle, TextSource, open_source, read_rows, read_texts
 from bam_lora.store import digest, new_folder, seal, verify
+from bam_lora.text_filters import FilterRules
 
 _BATCH_CHARACTERS = 2_000_000
 Say = Callable[[str], None]
@@ -45,6 +47,7 @@ class TrainingSource:
     group_column: str | None = None  # the column that says which group a row is of
     shuffle: Shuffle | None = None
     commit: str | None = None  # of a Hub data set that an earlier part of the run has read
+    filters: FilterRules = field(default_factory=FilterRules)
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,7 @@ class Layout:
 class TokenStore:
     """One tokenised source: a flat file of int32 tokens, the documents' lengths and their row numbers."""
 
+    folder: Path
     tokens: npt.NDArray[np.int32]
     lengths: slicing.Lengths
     rows: npt.NDArray[np.int64]
@@ -72,7 +76,7 @@ class TokenStore:
 
 def prepare(
     sources: Sequence[TrainingSource], layout: Layout, tokenizer: Any, folder: Path, *, key: str, say: Say,
-    expected: Mapping[str, Any] | None = None,
+    expected: Mapping[str, Any] | None = None, screening: Callable[[], Screening] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Makes the packed, sliced data at `folder`, or finds it there.
 
@@ -84,9 +88,10 @@ def prepare(
         key: Hash of everything above; a verified folder with this key is taken as it is.
         say: Receives lines about progress.
         expected: Facts of the same data made before (it is lost): what is made now must be the same.
+        screening: What is done about copies and held-out text, asked for when it is needed; None keeps all of it.
 
     Returns:
-        The facts: seconds, sources, slices (rows, target_tokens, replay_tokens, trained_tokens).
+        The facts: seconds, sources, slices (rows, target_tokens, replay_tokens, trained_tokens), contamination.
 
     Raises:
         UserError: If a source cannot be read, is empty or other than expected, or there is too little text.
@@ -96,19 +101,21 @@ def prepare(
         return dict(done["facts"])
     started = time.monotonic()
     work = folder.with_name(f"{folder.name}-tokens")
-    stores = _tokenise_all(sources, layout, tokenizer, work, say)
+    sieve = Sieve(screening() if screening else Screening())
+    stores = _tokenise_all(sources, layout, tokenizer, work, say, sieve)
     grouping = [_groups_of(source, store) for source, store in zip(sources, stores, strict=True)]
     dealt, used, groups = deal_sources(sources, [store.lengths for store in stores], layout, grouping)
     with new_folder(folder) as temporary:
         tokens = [store.tokens for store in stores]
         masks = [store.mask for store in stores]
         slices = write_rows(temporary / ROWS, tokens, dealt, layout.sequence_length, layout.seed, groups, masks)
-        facts = {
+        facts: dict[str, Any] = {
             "sources": [
                 _source_facts(source, store, amount)
                 for source, store, amount in zip(sources, stores, used, strict=True)
             ],
             "slices": slices,
+            "contamination": sieve.contamination(),
             "seconds": time.monotonic() - started,
         }
         if expected is not None and any(facts[name] != expected[name] for name in ("sources", "slices")):
@@ -119,13 +126,14 @@ def prepare(
                 found="other text in its sources",
                 remedy="Restore the sources, or start a new run",
             )
+        sieve.keep_fingerprints(temporary, [store.folder for store in stores], facts["sources"])
         seal(temporary, key, facts)
     shutil.rmtree(work)
     return facts
 
 
 def _tokenise_all(
-    sources: Sequence[TrainingSource], layout: Layout, tokenizer: Any, work: Path, say: Say
+    sources: Sequence[TrainingSource], layout: Layout, tokenizer: Any, work: Path, say: Say, sieve: Sieve
 ) -> list[TokenStore]:
     """Tokenises the targets, then as much of each replay source as its share can need at the most."""
     stores: dict[int, TokenStore] = {}
@@ -139,28 +147,32 @@ def _tokenise_all(
             target_tokens += layout.sequence_length * sum(sources[i].where.mode == "chat" for i in targets)
             needed = round(target_tokens * layout.replay_share / (1 - layout.replay_share)) + layout.slices
             source = replace(source, tokens=min(source.tokens or needed, needed))
-        stores[index] = _tokenised(source, layout.sequence_length, tokenizer, work, say)
+        stores[index] = _tokenised(source, layout.sequence_length, tokenizer, work, say, sieve)
     return [stores[index] for index in range(len(sources))]
 
 
-def _tokenised(source: TrainingSource, limit: int, tokenizer: Any, work: Path, say: Say) -> TokenStore:
+def _tokenised(source: TrainingSource, limit: int, tokenizer: Any, work: Path, say: Say, sieve: Sieve) -> TokenStore:
     """Tokenises one source into `work`, or finds it there from an interrupted attempt."""
     chat = source.where.mode == "chat"
     how = {"template": template_digest(tokenizer), "limit": limit} if chat else {}
-    key = digest({"source": asdict(source), "tokenizer": tokenizer_digest(tokenizer), **how})
+    key = digest({"source": asdict(source), "tokenizer": tokenizer_digest(tokenizer), "sieve": sieve.key, **how})
     folder = work / key[:16]
-    if verify(folder, key) is None:
+    found = verify(folder, key) is not None
+    if not found:
         say(f"tokenising {source.where.path} ({source.role})")
         with new_folder(folder) as temporary:
-            facts = _tokenise_into(source, limit, tokenizer, temporary)
+            facts = _tokenise_into(source, limit, tokenizer, temporary, sieve)
             shutil.rmtree(temporary / "cache", ignore_errors=True)
             seal(temporary, key, facts)
-        say(f"  {facts['tokens']:,} tokens in {facts['documents']:,} documents")
+        dropped = describe_dropped(facts["rows"], facts["dropped"])
+        say(f"  {facts['tokens']:,} tokens in {facts['documents']:,} documents{dropped and f'; {dropped}'}")
+    sieve.take_over(folder, key, screened=not found)
     manifest = verify(folder, key, quick=True)
     assert manifest is not None
     tokens = folder / "tokens.bin"
     assert tokens.stat().st_size == 4 * manifest["facts"]["tokens"], tokens
     return TokenStore(
+        folder=folder,
         tokens=np.memmap(tokens, dtype=np.int32, mode="r") if tokens.stat().st_size else np.zeros(0, np.int32),
         lengths=np.fromfile(folder / "lengths.bin", dtype=np.int64),
         rows=np.fromfile(folder / "rows.bin", dtype=np.int64),
@@ -170,7 +182,7 @@ def _tokenised(source: TrainingSource, limit: int, tokenizer: Any, work: Path, s
     )
 
 
-def _tokenise_into(source: TrainingSource, limit: int, tokenizer: Any, folder: Path) -> dict[str, Any]:
+def _tokenise_into(source: TrainingSource, limit: int, tokenizer: Any, folder: Path, sieve: Sieve) -> dict[str, Any]:
     if tokenizer.eos_token_id is None:
         raise UserError.of(
             f"tokenizer {tokenizer.name_or_path}",
@@ -181,13 +193,14 @@ def _tokenise_into(source: TrainingSource, limit: int, tokenizer: Any, folder: P
     # Shuffled it is always streamed: the order must be the same with a limit and, in an extension, without.
     streaming, cache = source.tokens is not None or source.shuffle is not None, folder / "cache"
     opened = open_source(source.where, streaming=streaming, cache=cache, shuffle=source.shuffle, commit=source.commit)
+    screen = sieve.source(source.where.path, source.filters)
     column = ColumnValues(source.where, source.group_column) if source.group_column else None
     lengths: list[int] = []
     rows: list[int] = []
     size_bytes = total = 0
     chat = ChatReader(source.where, tokenizer, limit) if source.where.mode == "chat" else None
     with (folder / "tokens.bin").open("wb") as file, (folder / "mask.bin").open("wb") as mask:
-        for numbers, texts in _batches(source, opened, column, chat):
+        for numbers, texts in screen.batches(_batches(source, opened, column, chat)):
             size_bytes += sum(len(text.encode()) for text in texts)
             batch = chat.take(numbers) if chat else TokenBatch(numbers, tokenised(texts, tokenizer))
             # Not ndarray.tofile: it loses the error when the disk is full.
@@ -202,8 +215,11 @@ def _tokenise_into(source: TrainingSource, limit: int, tokenizer: Any, folder: P
         raise UserError.of(
             source.where.path,
             expected="conversations with answers" if chat else "text",
-            found=f"none in {chat.counts.conversations} rows" if chat else "no rows with text",
-            remedy="Check the file, the split and the column" + (" and data.sequence_length" if chat else ""),
+            found=f"none in {chat.counts.conversations} rows"
+            if chat
+            else screen.describe_dropped() or "no rows with text",
+            remedy="Check the file, the split, the column and what data.filters and data.deduplicate drop"
+            + (", and data.sequence_length" if chat else ""),
         )
     arrays: dict[str, Any] = {"lengths": lengths, "rows": rows}
     groups: dict[str, Any] = {}
@@ -211,7 +227,8 @@ def _tokenise_into(source: TrainingSource, limit: int, tokenizer: Any, folder: P
         groups["groups"], arrays["labels"] = column.names, column.labels(rows)
     for name, values in arrays.items():
         (folder / f"{name}.bin").write_bytes(np.asarray(values, dtype=np.int64).tobytes())
-    facts = {**opened.facts, "documents": len(lengths), "tokens": total, "bytes": size_bytes, **groups}
+    counts = screen.close(folder, opened.empty_rows)
+    facts = {**opened.facts, **counts, "documents": len(lengths), "tokens": total, "bytes": size_bytes, **groups}
     return {**facts, "chat_template": template_digest(tokenizer), **asdict(chat.counts)} if chat else facts
 
 
@@ -262,6 +279,8 @@ def _source_facts(source: TrainingSource, store: TokenStore, used_tokens: int) -
     """What a source gave. `next_row` is where an extension of the run goes on reading it."""
     documents = int(np.searchsorted(np.cumsum(store.lengths), used_tokens)) + 1 if used_tokens else 0
     next_row = int(store.rows[documents - 1]) + 1 if documents else source.skip_rows
+    if documents == len(store.lengths):  # the rows after the last document hold none
+        next_row = source.skip_rows + store.facts["rows"]
     return {
         **asdict(source.where),
         "role": source.role,

@@ -109,6 +109,11 @@ class SeenDocuments:
         self._signatures: Signatures = np.zeros((0, FUNCTIONS), np.uint16)
         self._count = 0
 
+    def none(self) -> Fingerprints:
+        """The fingerprints of no documents, of the width that is kept here."""
+        width = FUNCTIONS if self.near else 0
+        return Fingerprints(np.zeros(0, np.uint64), np.zeros((0, width), np.uint16))
+
     def add(self, kept: Fingerprints) -> None:
         """Enters documents without asking whether they are copies."""
         rows = np.arange(self._count, self._count + len(kept.exact))

@@ -41,6 +41,7 @@ from bam_lora.rundir import (
     recipe_key,
 )
 from bam_lora.scoring_sets import check_selection, evaluation_windows, selection_windows
+from bam_lora.screening import held_out_sets
 from bam_lora.stages import (
     Context,
     base_folder,
@@ -157,7 +158,8 @@ def _prepare(
     evaluation = evaluation_windows(recipe, tokenizer, directory.evaluation, limit, front.read_set)
     selection = selection_windows(recipe, tokenizer, directory.selection, limit, front.read_set)
     check_selection(selection, evaluation, recipe.bam.merge)
-    plan = settle_plan(directory, recipe, tokenizer, ledger.key(0), progress, threads, front)
+    held_out = held_out_sets(evaluation, selection)
+    plan = settle_plan(directory, recipe, tokenizer, ledger.key(0), progress, threads, front, held_out)
     keep_recipe(directory, recipe)
     progress.plan(plan.tokens)
     progress.say(describe(plan))

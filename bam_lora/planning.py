@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from bam_lora.chat import template_digest
+from bam_lora.contamination import HeldOutSet
 from bam_lora.data import Layout, TrainingSource, prepare, tokenizer_digest
 from bam_lora.errors import UserError
 from bam_lora.front import Front
@@ -16,6 +17,7 @@ from bam_lora.progress import RunProgress
 from bam_lora.recipe import Recipe, Source
 from bam_lora.recipe_chat import has_chat
 from bam_lora.rundir import RunDirectory, recipe_key
+from bam_lora.screening import filter_rules, findings, screening_of
 from bam_lora.slice_groups import GROUPED, dataset_names
 from bam_lora.slicing import require_even_groups
 from bam_lora.sources import Shuffle, TextSource, text_source
@@ -24,14 +26,17 @@ from bam_lora.store import digest, read_record, write_record
 
 def settle_plan(
     directory: RunDirectory, recipe: Recipe, tokenizer: Any, base_key: str, progress: RunProgress, threads: int,
-    front: Front,
+    front: Front, held_out: Sequence[HeldOutSet] = (),
 ) -> Plan:  # fmt: skip
-    """The plan on disk if it is this recipe's, else a new one; after `--extend`, with new iterations at its end."""
+    """The plan on disk if it is this recipe's, else a new one; after `--extend`, with new iterations at its end.
+
+    `held_out` is the text that the training text is searched for.
+    """
     record = read_record(directory.plan)
     if record is not None and record["recipe"] == recipe_key(recipe):
         plan = Plan.from_json(record)
         *before, part = record["parts"]  # an extension starts from a finished run, so only the last is still needed
-        _prepare_part(directory, recipe, tokenizer, before, len(part["slices"]), progress, part, front)
+        _prepare_part(directory, recipe, tokenizer, before, len(part["slices"]), progress, part, front, held_out)
         return plan
     if record is None and directory.data("02").exists():  # of one part it can be made again, the same
         raise UserError.of(
@@ -51,7 +56,7 @@ def settle_plan(
             found=str(recipe.slices),
             remedy="Raise it by the number of new slices",
         )
-    part = _prepare_part(directory, recipe, tokenizer, parts, count, progress, None, front)
+    part = _prepare_part(directory, recipe, tokenizer, parts, count, progress, None, front, held_out)
     slices = [
         SlicePlan(
             part["part"], (one["rows"][0], one["rows"][1]), one["target_tokens"], one["replay_tokens"], one.get("group")
@@ -79,7 +84,7 @@ def _require_sense(recipe: Recipe, plan: Plan) -> None:
 
 def _prepare_part(
     directory: RunDirectory, recipe: Recipe, tokenizer: Any, earlier: Sequence[dict[str, Any]], slices: int,
-    progress: RunProgress, expected: dict[str, Any] | None, front: Front,
+    progress: RunProgress, expected: dict[str, Any] | None, front: Front, held_out: Sequence[HeldOutSet],
 ) -> dict[str, Any]:  # fmt: skip
     """Packs the data of one part of the run, or finds it packed; returns what `plan.json` keeps of it.
 
@@ -95,7 +100,12 @@ def _prepare_part(
     sources = _training_sources(recipe, earlier)
     if not earlier:  # before hours of tokenising; an extension knows its groups only once it has read on
         require_groups(recipe)
-    facts = prepare(sources, layout, tokenizer, directory.data(name), key=key, say=progress.say, expected=expected)
+    facts = prepare(
+        sources, layout, tokenizer, directory.data(name), key=key, say=progress.say, expected=expected,
+        screening=lambda: screening_of(recipe, held_out, [directory.data(part["part"]) for part in earlier]),
+    )  # fmt: skip
+    for line in findings(facts) if expected is None else ():
+        progress.say(line)
     return {"part": name, **facts}
 
 
@@ -110,6 +120,7 @@ def _totals(plan: Plan, parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "train_tokens": plan.tokens,
         **trained,
         "sources": [source for part in parts for source in part["sources"]],
+        "contamination": [found for part in parts for found in part.get("contamination", [])],
     }
 
 
@@ -129,7 +140,8 @@ def _training_sources(recipe: Recipe, parts: Sequence[dict[str, Any]]) -> list[T
             skip = max((s["next_row"] for s in seen), default=0)
             commit = seen[-1].get("commit") if seen else None
             shuffle = _shuffle(recipe, source, seen)
-            sources.append(TrainingSource(where, role, limit, source.weight, skip, group, by, shuffle, commit))
+            rules = filter_rules(recipe, source)
+            sources.append(TrainingSource(where, role, limit, source.weight, skip, group, by, shuffle, commit, rules))
     return sources
 
 

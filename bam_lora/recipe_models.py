@@ -12,7 +12,7 @@ from pydantic import ConfigDict, Field, ValidationInfo, field_validator, model_v
 
 from bam_lora import recipe_chat, recipe_rules, sft_arguments
 from bam_lora.recipe_merge import LearnedWeights, Outer, SearchedWeights
-from bam_lora.recipe_sources import EvaluationSource, Mode, Section, Source
+from bam_lora.recipe_sources import EvaluationSource, Filters, Mode, Section, Source
 from bam_lora.recipe_values import Modules, Weights, WeightsByModule, findings_error
 
 
@@ -42,6 +42,17 @@ class Data(Section):
         default=None,
         min_length=1,
         description="Column of the target sources for `slicing: by_column`, such as `language`.",
+    )
+    filters: Filters = Field(default=Filters(), description="Which documents are left out.")
+    deduplicate: Literal["none", "exact", "near"] = Field(
+        default="none",
+        description="Leave out copies, within and across all target and replay sources, the first being kept: `exact`, "
+        "equal but for white space; `near`, also those that share four fifths of their runs of five words.",
+    )
+    contamination: Literal["warn", "drop", "error"] = Field(
+        default="warn",
+        description="What to do with training documents that hold text of the evaluation or selection sets: say so, "
+        "leave them out, or stop.",
     )
 
 

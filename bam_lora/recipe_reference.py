@@ -22,6 +22,7 @@ _SECTIONS: tuple[tuple[str, type[BaseModel]], ...] = (
     ("The top level", models.Recipe),
     ("data", models.Data),
     ("data.target[], data.replay[]", recipe_sources.Source),
+    ("data.filters, data.target[].filters, data.replay[].filters", recipe_sources.Filters),
     ("bam", models.Bam),
     ("bam.merge", models.Merge),
     ("bam.merge.learned", recipe_merge.LearnedWeights),

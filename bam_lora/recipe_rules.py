@@ -61,6 +61,20 @@ def _slicing(data: Data) -> list[Finding]:
     return []
 
 
+def _filters(data: Data) -> list[Finding]:
+    places: list[tuple[tuple[str | int, ...], Any]] = [(("data", "filters"), data.filters)]
+    for role, sources in (("target", data.target), ("replay", data.replay)):
+        places += [(("data", role, number, "filters"), source.filters) for number, source in enumerate(sources)]
+    findings: list[Finding] = []
+    for place, filters in places:
+        for unit in ("characters", "words") if filters is not None else ():
+            least, most = getattr(filters, f"min_{unit}"), getattr(filters, f"max_{unit}")
+            if least is not None and most is not None and least > most:
+                message = f"expected at least min_{unit} ({least}), found {most}; no document could pass"
+                findings.append(((*place, f"max_{unit}"), message))
+    return findings
+
+
 def _local_revisions(place: tuple[str, str], sources: Sequence[Source | EvaluationSource]) -> list[Finding]:
     message = "only data on the Hub has revisions; leave it out for files"
     return [
@@ -177,6 +191,7 @@ RULES: tuple[tuple[tuple[str, ...], Callable[..., list[Finding]]], ...] = (
     (("data",), _sources),
     (("data",), _slicing),
     (("mode", "data", "evaluation", "selection"), recipe_chat.check_modes),
+    (("data",), _filters),
     (("strategy", "bam"), _bam),
     (("training",), _max_steps),
     (("evaluation",), _evaluation),

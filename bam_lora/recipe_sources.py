@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
-from bam_lora.recipe_values import Tokens
+from bam_lora.recipe_values import TextPattern, Tokens
 
 Mode = Literal["text", "chat"]
 _COLUMN = "Column that holds the text; in `mode: chat`, the messages, where it is called none of the usual names."
@@ -17,6 +17,41 @@ class Section(BaseModel):
     """What all parts of a recipe have in common: unknown keys are errors, values are not bent into shape."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, protected_namespaces=())
+
+
+class Filters(Section):
+    """Documents that break one of these rules are left out of the training. All rules are off by default."""
+
+    min_characters: int | None = Field(default=None, ge=1, description="Fewest characters of a document.")
+    max_characters: int | None = Field(default=None, ge=1, description="Most characters of a document.")
+    min_words: int | None = Field(default=None, ge=1, description="Fewest words, parted by white space (Gopher: 50).")
+    max_words: int | None = Field(default=None, ge=1, description="Most words (Gopher: 100000).")
+    max_symbols: float | None = Field(
+        default=None,
+        ge=0,
+        lt=1,
+        description="Largest share of characters, white space aside, that are neither letter nor digit; "
+        "prose has 0.03 to 0.06.",
+    )
+    max_digits: float | None = Field(
+        default=None, ge=0, lt=1, description="Largest share of characters, white space aside, that are digits."
+    )
+    max_repeated_lines: float | None = Field(
+        default=None,
+        ge=0,
+        lt=1,
+        description="Largest share of lines that have stood in the document before (Gopher: 0.3).",
+    )
+    max_repeated_words: float | None = Field(
+        default=None,
+        ge=0,
+        lt=1,
+        description="Largest share of runs of ten words that have stood in the document before.",
+    )
+    pattern: TextPattern = Field(default=None, description="A regular expression that must be found in a document.")
+    exclude_pattern: TextPattern = Field(
+        default=None, description="A regular expression that must not be found in it, such as `(?i)lorem ipsum`."
+    )
 
 
 class Source(Section):
@@ -50,6 +85,7 @@ class Source(Section):
         "first part is used: a stream's files in shuffled order, and its rows through a buffer of so many, 10_000 "
         "say; what is not streamed is shuffled whole. None: from its beginning.",
     )
+    filters: Filters | None = Field(default=None, description="Rules of its own; none: those of `data.filters`.")
 
 
 class EvaluationSource(Section):

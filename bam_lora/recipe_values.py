@@ -34,6 +34,7 @@ _TOKENS_WORDS = Words("a number of tokens >= 1, such as 500k, 200M, 1.5B or 1_00
 _MODULES_WORDS = Words("all-linear or a list of module names")
 _GIVEN_WEIGHTS_WORDS = Words("uniform, tokens or a list with one finite number per branch")
 _PATTERN_WORDS = Words("a regular expression, such as self_attn or layers\\.(0|1)\\.")
+_TEXT_PATTERN_WORDS = Words("a regular expression, such as (?i)cookie, or nothing")
 _SCALES_WORDS = Words("a list of numbers >= 0")
 _WEIGHTS_WORDS = Words("uniform, tokens, learned, search or a list with one finite number per branch")
 
@@ -94,11 +95,11 @@ def _scales(value: Any) -> Any:
     return [float(scale) for scale in value]
 
 
-def _pattern(value: Any) -> Any:
+def _pattern(value: Any, words: Words = _PATTERN_WORDS) -> Any:
     try:
         re.compile(value)
     except (re.error, TypeError):
-        raise wrong_value(_PATTERN_WORDS.text) from None
+        raise wrong_value(words.text) from None
     return value
 
 
@@ -134,6 +135,11 @@ Scales = Annotated[
     WithJsonSchema({"type": "array", "items": {"type": "number", "minimum": 0}, "minItems": 1}),
 ]
 Pattern = Annotated[str, BeforeValidator(_pattern), _PATTERN_WORDS]
+TextPattern = Annotated[
+    str | None,
+    BeforeValidator(lambda value: None if value is None else _pattern(value, _TEXT_PATTERN_WORDS)),
+    _TEXT_PATTERN_WORDS,
+]
 GivenWeights = Annotated[
     Literal["uniform", "tokens"] | list[float],
     BeforeValidator(_given_weights),

@@ -50,6 +50,7 @@ class OpenSource:
 
     rows: Any
     facts: dict[str, Any] = field(default_factory=dict)
+    empty_rows: int = 0  # rows without text, of those read so far
 
 
 @dataclass(frozen=True)
@@ -149,6 +150,8 @@ def read_texts(
             if note is not None:
                 note(number, row)
             yield number, text
+        else:
+            opened.empty_rows += 1
 
 
 def read_rows(
