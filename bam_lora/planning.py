@@ -10,6 +10,7 @@ from bam_lora.contamination import HeldOutSet
 from bam_lora.data import Layout, TrainingSource, prepare, tokenizer_digest
 from bam_lora.errors import UserError
 from bam_lora.front import Front
+from bam_lora.language_samples import compare_languages
 from bam_lora.merge_weights import resolve_weights
 from bam_lora.module_weights import resolve_by_module
 from bam_lora.plan import Plan, SlicePlan, derive_seed, describe_merge, make_plan, warmup_steps
@@ -68,6 +69,8 @@ def settle_plan(
     parts = [*parts, part]
     write_record(directory.root / "data" / "facts.json", part["part"], {"seconds": sum(p["seconds"] for p in parts)})
     body = {**plan.to_json(), "recipe": recipe_key(recipe), "threads": threads, "parts": parts}
+    if front.prepare_part is None or held_out:
+        body["tokenizer"] = compare_languages(recipe, tokenizer, held_out)
     write_record(directory.plan, "plan", {**body, "data": _totals(plan, parts)})
     return plan
 

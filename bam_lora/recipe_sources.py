@@ -31,7 +31,7 @@ class Filters(Section):
         ge=0,
         lt=1,
         description="Largest share of characters, white space aside, that are neither letter nor digit; "
-        "prose has 0.03 to 0.06.",
+        "of German and English prose 99 in 100 documents stay below 0.09.",
     )
     max_digits: float | None = Field(
         default=None, ge=0, lt=1, description="Largest share of characters, white space aside, that are digits."

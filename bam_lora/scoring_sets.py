@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from bam_lora.base import Loading
+from bam_lora.contamination import HeldOutSet, HeldOutText
 from bam_lora.errors import UserError
 from bam_lora.recipe import Evaluation, Merge, Recipe, Selection
 from bam_lora.recipe_rules import SELECTED
 from bam_lora.scoring import ReadSet, SetSource, Windowed, prepare_evaluation, read_set
 from bam_lora.selection import split_selection
 from bam_lora.sources import text_source
+from bam_lora.word_hashes import hash_words
 
 
 def training_load(recipe: Recipe) -> Loading:
@@ -32,7 +34,7 @@ def evaluation_windows(
 ) -> Windowed | None:
     """The evaluation sets, kept at `path` from then on; None if the recipe names none."""
     wanted = recipe.evaluation
-    sources = _sources(wanted)
+    sources = set_sources(wanted)
     if not sources:
         return None
     return prepare_evaluation(
@@ -48,7 +50,7 @@ def selection_windows(
 
     In windows no longer than a training sequence, so that learning from them needs no more memory than training.
     """
-    sources = _sources(recipe.selection)
+    sources = set_sources(recipe.selection)
     if not sources:
         return None
     longest = min(recipe.data.sequence_length, context_tokens or recipe.data.sequence_length)
@@ -70,19 +72,24 @@ def check_selection(selection: Windowed | None, evaluation: Windowed | None, mer
     if merge.weights in SELECTED:
         held_out = merge.learned.held_out if merge.weights == "learned" else merge.search.held_out
         split_selection(selection, held_out, 0)
-    scored = {text: part.name for part in (evaluation.sets if evaluation else ()) for text in part.documents}
+    scored = [HeldOutSet(part.name, part.role, part.documents) for part in (evaluation.sets if evaluation else ())]
+    index = HeldOutText(scored)
     for part in selection.sets:
-        shared = [text for text in part.documents if text in scored]
+        matches = index.match(hash_words(part.documents))
+        shared = sorted(set(matches.training.tolist()))
         if shared:
+            where = scored[index.place(int(matches.held_out[0]))[0]].name
             raise UserError.of(
                 f"selection set {part.name!r}",
                 expected="text that is in no evaluation set",
-                found=f"{len(shared)} of its {len(part.documents)} documents in {scored[shared[0]]!r}",
+                found=f"{len(shared)} of its {len(part.documents)} documents in {where!r}, "
+                f"whole or for the greater part, document {shared[0] + 1} first",
                 remedy="Choose by other text than you test on",
             )
 
 
-def _sources(wanted: Evaluation | Selection) -> list[SetSource]:
+def set_sources(wanted: Evaluation | Selection) -> list[SetSource]:
+    """Where the sets of a section come from."""
     return [
         SetSource(source.set, role, text_source(source), source.documents)
         for role, listed in (("target", wanted.target), ("source", wanted.source))

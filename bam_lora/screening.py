@@ -68,11 +68,9 @@ def findings(facts: Mapping[str, Any]) -> list[str]:
     lines = []
     for part in facts["contamination"]:
         if part["found"]:
-            name = f"{part['kind']} set {part['set']!r}"
+            of = f"{part['found']:,} of {part['documents']:,} documents of {part['kind']} set {part['set']!r}"
             share = "" if part["ngram_share"] is None else f", {part['ngram_share']:.1%} of its 13-grams"
-            lines.append(
-                f"{part['found']:,} of {part['documents']:,} documents of {name} are in the training text{share}"
-            )
+            lines.append(f"{of} were found in the training sources{share}")
     for source in facts["sources"] if lines else ():
         if source["contaminated"]:
             dropped = source["dropped"].get("contaminated", 0)

@@ -19,7 +19,7 @@ Hashes = npt.NDArray[np.uint64]
 Offsets = npt.NDArray[np.int64]
 
 _TABLE = 0x20000  # code points looked up; those above are ideographs, or not assigned
-_UNSPACED = (
+UNSPACED = (
     (0x0E00, 0x0EFF), (0x0F00, 0x0FFF), (0x1000, 0x109F), (0x1780, 0x17FF), (0x3040, 0x30FF), (0x3400, 0x4DBF),
     (0x4E00, 0x9FFF), (0xF900, 0xFAFF),
 )  # fmt: skip
@@ -136,7 +136,7 @@ def _tables() -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint32], Hashes]:
             small = character.lower()
             if len(small) == 1 and ord(small) < _TABLE:
                 lower[point] = ord(small)
-    for first, last in _UNSPACED:
+    for first, last in UNSPACED:
         kinds[first : last + 1] *= 2
     kinds[_TABLE - 1] = 2
     return kinds, lower, scramble(np.arange(1, _TABLE + 1, dtype=np.uint64) * _MIX)

@@ -11,7 +11,8 @@ import yaml
 
 from bam_lora.report import format as fmt
 from bam_lora.report.chain import chain_scores_table
-from bam_lora.report.tables import Cell, Table, data_table, scores_table, summary_table
+from bam_lora.report.data_tables import data_table
+from bam_lora.report.tables import Cell, Table, scores_table, summary_table
 from bam_lora.report.verdict import verdict
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")

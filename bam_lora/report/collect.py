@@ -60,6 +60,7 @@ def collect(run: Path) -> dict[str, Any]:
         "baseline": read_record(run / "baseline.json"),
         "cost": cost(run, iterations, evaluations),
         "data": plan.get("data"),
+        "tokenizer": plan.get("tokenizer"),
         "losses": read_losses(run, planned),
         "samples": (read_record(run / "samples.json") or {}).get("samples", []),
         "recipe": recipe,

@@ -11,6 +11,7 @@ import yaml
 
 from bam_lora.report import tables
 from bam_lora.report.chain import chain_iterations_table, chain_scores_table
+from bam_lora.report.data_tables import data_table, tokenizer_table
 from bam_lora.report.envelope_text import alone, envelope_sentences, envelope_table
 from bam_lora.report.figure import MANY_RUNS
 from bam_lora.report.figures import figures, run_figures
@@ -55,7 +56,8 @@ def render_html(reports: Sequence[Report], comparison: Mapping[str, Any] | None)
             tables.shrink_table(reports),
             tables.iterations_table(reports),
             tables.cost_table(reports),
-            tables.data_table(reports),
+            data_table(reports),
+            tokenizer_table(reports),
         ],
         recipe_differences=tables.recipe_differences_table(reports) if len(reports) > 1 else None,
         recipes=[(report["name"], _yaml(report["recipe"])) for report in reports],

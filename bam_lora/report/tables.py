@@ -235,19 +235,6 @@ def cost_table(reports: Sequence[Report]) -> Table:
     return Table("Time by stage", ["", *(report["name"] for report in reports)], rows, note)
 
 
-def data_table(reports: Sequence[Report]) -> Table:
-    """One row a source of training text."""
-    rows = []
-    for report in reports:
-        for source in (report["data"] or {}).get("sources", []):
-            numbers = [source.get(key) for key in ("documents", "tokens", "used_tokens", "bytes")]
-            shown = [fmt.size(v) if i == 3 else fmt.count(v) for i, v in enumerate(numbers)]
-            cells = [_number(text, value) for text, value in zip(shown, numbers, strict=True)]
-            rows.append([*_run(report, reports), _text(source.get("path")), _text(source.get("role")), *cells])
-    columns = [*_run_column(reports), "Source", "Role", "Documents", "Tokens", "Tokens used", "Text"]
-    return Table("Training data", columns, rows)
-
-
 def flat(value: Any, prefix: str = "") -> dict[str, Any]:
     """Nested mappings as dotted keys; lists stay values."""
     if not isinstance(value, Mapping):

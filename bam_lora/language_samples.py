@@ -1,0 +1,62 @@
+"""Text of the target and the source language, to judge a tokenizer by."""
+
+from __future__ import annotations
+
+import itertools
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from bam_lora import tokenizer_report
+from bam_lora.contamination import HeldOutSet
+from bam_lora.recipe import Recipe
+from bam_lora.sources import TextSource, open_source, read_texts, text_source
+
+
+def compare_languages(recipe: Recipe, tokenizer: Any, held_out: Sequence[HeldOutSet]) -> dict[str, Any]:
+    """The tokenizer report on target and source (`tokenizer_report.compare`).
+
+    Args:
+        recipe: The recipe, in text mode or with evaluation sets.
+        tokenizer: A transformers tokenizer.
+        held_out: The evaluation sets; a role without any is judged by the first documents of `data`.
+    """
+    reports = []
+    for role, sources in (("target", recipe.data.target), ("source", recipe.data.replay)):
+        texts = [
+            text for part in held_out if part.role == role and part.kind == "evaluation" for text in part.documents
+        ]
+        if not texts and recipe.mode == "text":
+            share = tokenizer_report.SAMPLE_CHARACTERS // max(len(sources), 1)
+            texts = [text for source in sources for text in first_texts(text_source(source), share)]
+        reports.append(tokenizer_report.report(tokenizer, tokenizer_report.sample(texts)) if texts else None)
+    return tokenizer_report.compare(*reports)
+
+
+def first_texts(where: TextSource, characters: int) -> list[str]:
+    """The first texts of a source, as many as hold so many characters.
+
+    Raises:
+        UserError: If it cannot be read.
+    """
+    return [text for _, text in first_rows(where, characters)]
+
+
+def first_rows(where: TextSource, characters: int) -> list[tuple[int, str]]:
+    """The same with their row numbers."""
+
+    def until_full(rows: Iterator[tuple[int, str]]) -> Iterator[tuple[int, str]]:
+        size = 0
+        for number, text in rows:
+            yield number, text
+            size += len(text)
+            if size >= characters:
+                return
+
+    with tempfile.TemporaryDirectory() as cache:
+        opened = open_source(where, streaming=True, cache=Path(cache))
+        return list(itertools.islice(until_full(read_texts(where, opened)), _DOCUMENTS))
+
+
+_DOCUMENTS = 2000
