@@ -13,21 +13,26 @@ from bam_lora.contamination import HeldOutSet
 from bam_lora.recipe import Recipe
 from bam_lora.sources import TextSource, open_source, read_texts, text_source
 
+_DOCUMENTS = 2000
 
-def compare_languages(recipe: Recipe, tokenizer: Any, held_out: Sequence[HeldOutSet]) -> dict[str, Any]:
+
+def compare_languages(recipe: Recipe | None, tokenizer: Any, held_out: Sequence[HeldOutSet]) -> dict[str, Any]:
     """The tokenizer report on target and source (`tokenizer_report.compare`).
 
     Args:
-        recipe: The recipe, in text mode or with evaluation sets.
+        recipe: A recipe whose data can be read: a role without evaluation sets is judged by the first documents there.
+            None leaves it out.
         tokenizer: A transformers tokenizer.
-        held_out: The evaluation sets; a role without any is judged by the first documents of `data`.
+        held_out: The evaluation sets.
     """
+    data = recipe.data if recipe is not None and recipe.mode == "text" else None
     reports = []
-    for role, sources in (("target", recipe.data.target), ("source", recipe.data.replay)):
+    for role in ("target", "source"):
         texts = [
             text for part in held_out if part.role == role and part.kind == "evaluation" for text in part.documents
         ]
-        if not texts and recipe.mode == "text":
+        if not texts and data is not None:
+            sources = data.target if role == "target" else data.replay
             share = tokenizer_report.SAMPLE_CHARACTERS // max(len(sources), 1)
             texts = [text for source in sources for text in first_texts(text_source(source), share)]
         reports.append(tokenizer_report.report(tokenizer, tokenizer_report.sample(texts)) if texts else None)
@@ -57,6 +62,3 @@ def first_rows(where: TextSource, characters: int) -> list[tuple[int, str]]:
     with tempfile.TemporaryDirectory() as cache:
         opened = open_source(where, streaming=True, cache=Path(cache))
         return list(itertools.islice(until_full(read_texts(where, opened)), _DOCUMENTS))
-
-
-_DOCUMENTS = 2000

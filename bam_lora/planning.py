@@ -69,8 +69,7 @@ def settle_plan(
     parts = [*parts, part]
     write_record(directory.root / "data" / "facts.json", part["part"], {"seconds": sum(p["seconds"] for p in parts)})
     body = {**plan.to_json(), "recipe": recipe_key(recipe), "threads": threads, "parts": parts}
-    if front.prepare_part is None or held_out:
-        body["tokenizer"] = compare_languages(recipe, tokenizer, held_out)
+    body["tokenizer"] = compare_languages(recipe if front.prepare_part is None else None, tokenizer, held_out)
     write_record(directory.plan, "plan", {**body, "data": _totals(plan, parts)})
     return plan
 
