@@ -280,7 +280,7 @@ def _source_facts(source: TrainingSource, store: TokenStore, used_tokens: int) -
     documents = int(np.searchsorted(np.cumsum(store.lengths), used_tokens)) + 1 if used_tokens else 0
     next_row = int(store.rows[documents - 1]) + 1 if documents else source.skip_rows
     if documents == len(store.lengths):  # the rows after the last document hold none
-        next_row = source.skip_rows + store.facts["rows"]
+        next_row = max(next_row, source.skip_rows + store.facts["rows"])
     return {
         **asdict(source.where),
         "role": source.role,

@@ -24,6 +24,7 @@ from bam_lora.word_hashes import Words, hash_words
 
 FINGERPRINTS = "fingerprints.npz"
 _HELD_OUT = "held_out.npz"
+_KEPT_ROWS = "kept_rows.npy"
 _EXCERPT_CHARACTERS = 90
 EMPTY, CONTAMINATED = "empty", "contaminated"
 
@@ -88,15 +89,15 @@ class Sieve:
         Args:
             folder: Where to.
             sources: Folders of the sources.
-            facts: `role` and `used_documents` of each.
+            facts: `role` and `next_row` of each: rows before that are used.
         """
         if self._seen is not None:
-            used = [
-                load(source / FINGERPRINTS).take(range(fact["used_documents"]))
-                for source, fact in zip(sources, facts, strict=True)
-                if fact["role"] == "target"
-            ]
-            save(join([self._seen.none(), *used]), folder / FINGERPRINTS)
+            used = [self._seen.none()]
+            for source, fact in zip(sources, facts, strict=True):
+                if fact["role"] == "target":
+                    rows = np.load(source / _KEPT_ROWS, allow_pickle=False)
+                    used.append(load(source / FINGERPRINTS).take(np.flatnonzero(rows < fact["next_row"])))
+            save(join(used), folder / FINGERPRINTS)
 
     def contamination(self) -> list[dict[str, Any]]:
         """Per held-out set: `set`, `kind`, `role`, `documents`, `found` and `ngram_share` (see `HeldOutText`)."""
@@ -113,6 +114,7 @@ class SourceSieve:
         self._contaminated = 0
         self._example: dict[str, Any] | None = None
         self._kept: list[Fingerprints] = []
+        self._kept_rows: list[int] = []
         held_out = screening.held_out
         self._found = np.zeros(held_out.documents if held_out else 0, np.bool_)
         self._ngrams = np.zeros(held_out.ngrams if held_out else 0, np.bool_)
@@ -148,6 +150,7 @@ class SourceSieve:
             copies = self._seen.screen(new)
             self._kept.append(new.take([place for place, reason in enumerate(copies) if reason is None]))
             kept = self._sort_out(kept, copies)
+            self._kept_rows += [numbers[index] for index in kept]
         return kept
 
     def close(self, folder: Path, empty_rows: int) -> dict[str, Any]:
@@ -169,6 +172,7 @@ class SourceSieve:
             )
         if self._seen is not None:
             save(join([self._seen.none(), *self._kept]), folder / FINGERPRINTS)
+            np.save(folder / _KEPT_ROWS, np.asarray(self._kept_rows, np.int64))
         if self._screening.held_out is not None:
             with (folder / _HELD_OUT).open("wb") as file:
                 np.savez(file, found=self._found, ngrams=self._ngrams)
