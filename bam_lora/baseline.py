@@ -136,11 +136,12 @@ def rival_recipe(
     data["replay"] = [  # weights in tokens: the probe's own mix, whatever decided it, and so much of the new
         {**source, "weight": float(tokens)} for source, tokens in zip(data["replay"], replay, strict=True) if tokens
     ] + [
-        {**vars(where), "tokens": size, "weight": float(tokens)}
+        {**vars(where), "tokens": size, "weight": float(tokens), "filters": {}}
         for (where, size), tokens in zip(texts, added, strict=True)
         if tokens
     ]
     data["replay_share"] = (sum(replay) + sum(added)) / (sum(target) + sum(replay))
+    values["selection"] = {"target": [], "source": []}  # it chooses nothing, so that text is training text like any other
     return recipe_from_dict(values), sum(added)
 
 

@@ -118,6 +118,8 @@ def test_the_rival_trains_on_the_selection_text_in_place_of_target_text(
     assert sum(expected.values()) == sum(one["used_tokens"] for one in used)
     assert (rival.strategy, rival.bam.merge.weights) == ("single", "uniform")
     assert rival.training == probe.training
+    assert rival.selection.source == []  # else what it replays would count as held out
+    assert rival.data.replay[-1].filters is not None  # what it replays is all of that text
 
 
 def test_without_selection_text_the_rival_has_the_probes_data(recipe: Recipe) -> None:
