@@ -141,7 +141,7 @@ def rival_recipe(
         if tokens
     ]
     data["replay_share"] = (sum(replay) + sum(added)) / (sum(target) + sum(replay))
-    values["selection"] = {"target": [], "source": []}  # it chooses nothing, so that text is training text like any other
+    values["selection"] = {"target": [], "source": []}  # this run chooses nothing by it: it is training text now
     return recipe_from_dict(values), sum(added)
 
 

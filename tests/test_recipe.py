@@ -306,3 +306,30 @@ def test_import_loads_nothing_heavy():
         "assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_filters_of_data_and_of_one_source():
+    made = recipe(**data(filters={"min_words": 5}, target=[{"path": "org/data", "filters": {"max_digits": 0.2}}]))
+    assert (made.data.filters.min_words, made.data.target[0].filters.min_words) == (5, None)
+    assert (made.data.deduplicate, made.data.contamination) == ("none", "warn")
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        (
+            {"filters": {"min_words": 9, "max_words": 3}},
+            "data.filters.max_words: expected at least min_words (9), found 3",
+        ),
+        ({"filters": {"pattern": "("}}, "data.filters.pattern: expected a regular expression, such as (?i)cookie"),
+        ({"filters": {"max_symbols": 1.5}}, "data.filters.max_symbols: expected"),
+        ({"deduplicate": "fuzzy"}, "data.deduplicate: expected none or exact or near"),
+        ({"contamination": True}, "data.contamination: expected warn or drop or error"),
+        (
+            {"target": [{"path": "org/data", "filters": {"min_characters": 9, "max_characters": 3}}]},
+            "data.target.0.filters.max_characters: expected at least min_characters (9), found 3",
+        ),
+    ],
+)
+def test_screening_that_cannot_be(values, words):
+    assert words in message(**data(**values))
