@@ -25,7 +25,7 @@ def data_lines(recipe: Recipe, tokenizer: Any) -> list[str]:
     """Lines about a sample of every source: up to 2,000 documents or 4 million characters from its beginning.
 
     Args:
-        recipe: A recipe in text mode.
+        recipe: A recipe.
         tokenizer: The base's tokenizer.
 
     Raises:

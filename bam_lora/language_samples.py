@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from bam_lora import tokenizer_report
+from bam_lora.chat import message_column
+from bam_lora.chat_rows import read_row
 from bam_lora.contamination import HeldOutSet
 from bam_lora.recipe import Recipe
-from bam_lora.sources import TextSource, open_source, read_texts, text_source
+from bam_lora.sources import OpenSource, TextSource, open_source, read_rows, read_texts, text_source
 
 _DOCUMENTS = 2000
 
@@ -25,7 +27,7 @@ def compare_languages(recipe: Recipe | None, tokenizer: Any, held_out: Sequence[
         tokenizer: A transformers tokenizer.
         held_out: The evaluation sets.
     """
-    data = recipe.data if recipe is not None and recipe.mode == "text" else None
+    data = recipe.data if recipe is not None else None
     reports = []
     for role in ("target", "source"):
         texts = [
@@ -61,4 +63,11 @@ def first_rows(where: TextSource, characters: int) -> list[tuple[int, str]]:
 
     with tempfile.TemporaryDirectory() as cache:
         opened = open_source(where, streaming=True, cache=Path(cache))
-        return list(itertools.islice(until_full(read_texts(where, opened)), _DOCUMENTS))
+        texts = _said(where, opened) if where.mode == "chat" else read_texts(where, opened)
+        return list(itertools.islice(until_full(texts), _DOCUMENTS))
+
+
+def _said(where: TextSource, opened: OpenSource) -> Iterator[tuple[int, str]]:
+    """Row numbers and what is said in the conversations of a source."""
+    for number, row in read_rows(where, opened):
+        yield number, read_row(row, f"{where.path}, row {number + 1}", message_column(where)).text
