@@ -5,7 +5,6 @@ Shapes: o output, i input, r rank, k branch. Everything is in the orientation in
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
@@ -36,6 +35,9 @@ class BranchWeight:
         value: The weight itself (o, i), which takes the place of the base's, or None.
         indices: Rows that were trained as such, with their values (n, i) in `rows`.
         rows: See `indices`.
+        scales: In place of `magnitude`, what training multiplied each slice along `axis` by in the end, or None.
+        seen: The types that the base's weight was rounded to, one after the other, before training saw it; empty:
+            values, rows and magnitudes are taken as they are.
     """
 
     factors: Factors | None = None
@@ -44,6 +46,8 @@ class BranchWeight:
     value: torch.Tensor | None = None
     indices: torch.Tensor | None = None
     rows: torch.Tensor | None = None
+    scales: torch.Tensor | None = None
+    seen: tuple[torch.dtype, ...] = ()
 
     def transposed(self) -> BranchWeight:
         """The same for a weight that is stored the other way round; values and rows are as stored already."""
@@ -58,6 +62,7 @@ class BranchWeight:
             factors=None if factors is None else replace(factors, B_or=factors.B_or[first:stop]),
             magnitude=self.magnitude[first:stop] if self.magnitude is not None and self.axis == 0 else self.magnitude,
             value=None if self.value is None else self.value[first:stop],
+            scales=self.scales[first:stop] if self.scales is not None and self.axis == 0 else self.scales,
         )
 
     def product(self, first: int, rows: int, dtype: torch.dtype = torch.float32) -> torch.Tensor | None:
@@ -87,7 +92,7 @@ class _Branch:
     @property
     def replaces(self) -> bool:
         """Whether it gives the weight itself and not only what is added to it."""
-        return self.weight.value is not None or self.weight.rows is not None
+        return not self.weight.seen and (self.weight.value is not None or self.weight.rows is not None)
 
     def _directed(self, original: torch.Tensor, first: int) -> torch.Tensor:
         """The weight plus the low-rank delta, before any magnitude."""
@@ -111,10 +116,38 @@ class _Branch:
 
     def delta(self, original: torch.Tensor, first: int) -> torch.Tensor:
         """What this branch adds to the rows."""
+        if self.weight.seen:
+            return self._learned(original, first)
         if self.replaces or self.weight.magnitude is not None:
             return self.result(original, first) - original
         product = self.weight.product(first, len(original), original.dtype)
         return torch.zeros_like(original) if product is None else product
+
+    def _learned(self, original: torch.Tensor, first: int) -> torch.Tensor:
+        """What training made of the rows minus what it began with: the rows as its types rounded them.
+
+        Taking the trained value for the weight instead would drop what that rounding cut off, which holds most of
+        what small earlier changes have added.
+        """
+        weight, stop = self.weight, first + len(original)
+        product = weight.product(first, len(original), original.dtype)
+        change = torch.zeros_like(original) if product is None else product
+        if weight.value is not None:
+            change += weight.value[first:stop].to(original.dtype) - self._seen(original)
+        if weight.scales is not None:
+            scales = weight.scales[first:stop, None] if weight.axis == 0 else weight.scales
+            scales = scales.to(original.dtype)
+            change = (scales - 1) * original + scales * change
+        if weight.rows is not None and weight.indices is not None:
+            inside = (weight.indices >= first) & (weight.indices < stop)
+            own = weight.indices[inside] - first
+            change[own] = weight.rows[inside].to(original.dtype) - self._seen(original[own])
+        return change
+
+    def _seen(self, original: torch.Tensor) -> torch.Tensor:
+        for dtype in self.weight.seen:
+            original = original.to(dtype)
+        return original.float()
 
     def _scaled(self, directed: torch.Tensor, first: int) -> torch.Tensor:
         """DoRA: m · (W + ΔW) / ‖W + ΔW‖, the norm over the inputs of each output (arXiv 2402.09353)."""
@@ -145,17 +178,6 @@ class DenseChange:
         present = [one for one in self.branches if one is not None]
         rows = [one.indices for one in present if one.indices is not None and one.factors is None and one.value is None]
         return max(int(one.max()) for one in rows) if rows and len(rows) == len(present) else None
-
-    @property
-    def stored_rows(self) -> int | None:
-        """The rows of a weight given whole, or None."""
-        return next((len(one.value) for one in self.branches if one is not None and one.value is not None), None)
-
-    @property
-    def whole_share(self) -> float:
-        """The sum of the merge weights of the branches that give the weight whole."""
-        pairs = zip(self.branches, self.weights, strict=True)
-        return math.fsum(weight for one, weight in pairs if one is not None and one.value is not None)
 
     def same_as(self, other: DenseChange) -> bool:
         """Whether it makes another weight of the same values the same."""

@@ -20,6 +20,7 @@ from bam_lora.dense_change import DenseChange, Resolver
 from bam_lora.errors import UserError
 from bam_lora.fold_blocks import as_matrix
 from bam_lora.fold_plan import EMBEDDING_NAMES, Changes, FoldPlan, Part
+from bam_lora.outline import LOW_RANK, Outline
 from bam_lora.safetensors_stream import TORCH_DTYPES, Header, TensorRecord, map_tensor
 from bam_lora.store import digest
 
@@ -91,6 +92,10 @@ class Known:
     def dense(self, name: str) -> DenseChange | None:
         """See `Changes`."""
         return None if self._changes is None or name not in self._names else self._changes.dense(name)
+
+    def outline(self, name: str) -> Outline:
+        """See `Changes`."""
+        return LOW_RANK if self._changes is None or name not in self._names else self._changes.outline(name)
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from bam_lora.checkpoint import Checkpoint
 from bam_lora.dense_change import Blocks, DenseChange, Resolver, turned
 from bam_lora.errors import UserError, some
 from bam_lora.fold_blocks import as_matrix
+from bam_lora.outline import Outline
 from bam_lora.parameter_names import Piece, has_inputs_first, stored_parameters
 from bam_lora.safetensors_stream import TORCH_DTYPES, TensorRecord
 
@@ -52,6 +53,10 @@ class Changes(Protocol):
 
     def dense(self, name: str) -> DenseChange | None:
         """A change that is no low-rank product, or None."""
+        ...
+
+    def outline(self, name: str) -> Outline:
+        """The kind of the change, without reading a number of it."""
         ...
 
 
@@ -124,12 +129,14 @@ class FoldPlan:
         added: {new name: (the stored tensor it begins as, its parts)}: an output head that was tied.
         rows: {stored tensor: its new number of rows}: a resized vocabulary.
         config: Values of config.json that change.
+        same: {output head: the input embedding that it stays tied to}, where both change.
     """
 
     parts: dict[str, list[Part]] = field(default_factory=dict)
     added: dict[str, tuple[str, list[Part]]] = field(default_factory=dict)
     rows: dict[str, int] = field(default_factory=dict)
     config: dict[str, Any] = field(default_factory=dict)
+    same: dict[str, str] = field(default_factory=dict)
 
 
 def place(checkpoint: Checkpoint, changes: Changes, names: Mapping[str, str]) -> FoldPlan:
@@ -198,14 +205,14 @@ def _place_one(plan: FoldPlan, checkpoint: Checkpoint, changes: Changes, name: s
         as_matrix(record.shape)[:: -1 if piece.transposed else 1] for record, piece in zip(records, pieces, strict=True)
     ]
     shape, wanted = (sum(rows for rows, _ in turned_sizes), turned_sizes[0][1]), changes.shape(name)
-    dense = changes.dense(name)
+    outline = changes.outline(name)
     flipped = _is_flipped(checkpoint.config, name, wanted, shape)
     if flipped is None:
         flipped = False
-        if dense is None or not _fits_by_rows(plan, dense, wanted, shape, pieces):
+        if not _fits_by_rows(plan, outline, wanted, shape, pieces):
             return f"{name} {list(shape)}, not {list(wanted)}"
-    if dense is not None and (len(pieces) > 1 or pieces[0].transposed):
-        _check_cuttable(checkpoint, name, dense)
+    if not outline.cuttable and (len(pieces) > 1 or pieces[0].transposed):
+        raise _not_whole(checkpoint, name, "several tensors, or its transpose")
     for record, piece in zip(records, pieces, strict=True):
         first, stop = piece.rows
         stop = plan.rows.get(piece.tensor, stop)
@@ -248,13 +255,6 @@ def _not_whole(checkpoint: Checkpoint, name: str, found: str) -> UserError:
     )
 
 
-def _check_cuttable(checkpoint: Checkpoint, name: str, dense: DenseChange) -> None:
-    """Only a delta from factors can be cut or transposed as the storage demands."""
-    for one in dense.branches:
-        if one is not None and any(part is not None for part in (one.value, one.rows, one.magnitude)):
-            raise _not_whole(checkpoint, name, "several tensors, or its transpose")
-
-
 def _is_flipped(config: Mapping[str, Any], name: str, wanted: tuple[int, int], shape: tuple[int, int]) -> bool | None:
     """Whether the adapters see the matrix of this shape transposed; None: they see another one.
 
@@ -271,22 +271,22 @@ def _is_flipped(config: Mapping[str, Any], name: str, wanted: tuple[int, int], s
 
 
 def _fits_by_rows(
-    plan: FoldPlan, dense: DenseChange, wanted: tuple[int, int], shape: tuple[int, int], pieces: list[Piece]
+    plan: FoldPlan, outline: Outline, wanted: tuple[int, int], shape: tuple[int, int], pieces: list[Piece]
 ) -> bool:
     """Whether the weight has other rows because only some were trained, or because the vocabulary was resized."""
     if wanted[1] != shape[1] or len(pieces) > 1:
         return False
-    if dense.last_row is not None:
-        return dense.last_row < shape[0]
-    if dense.prepare is not None:
+    if outline.last_row is not None:
+        return outline.last_row < shape[0]
+    if outline.by_element:
         return False  # new rows have no value to add a delta to
-    if dense.stored_rows != wanted[0] or not pieces[0].tensor.endswith(EMBEDDING_NAMES):
+    if outline.stored_rows != wanted[0] or not pieces[0].tensor.endswith(EMBEDDING_NAMES):
         return False
-    if abs(dense.whole_share - 1) > 1e-9:
+    if abs(outline.whole_share - 1) > 1e-9:
         raise UserError.of(
             f"the weights of {pieces[0].tensor!r}, whose vocabulary was resized",
             expected="a sum of 1 over the adapters that hold it",
-            found=f"{dense.whole_share:g}",
+            found=f"{outline.whole_share:g}",
             remedy="Give weights that sum to 1; new rows have no value in the base",
         )
     plan.rows[pieces[0].tensor] = wanted[0]

@@ -27,11 +27,13 @@ from bam_lora.ledger_history import (
     file_record,
     history_key,
     link_history,
+    newest_snapshot,
+    snapshot_record,
     superseded,
     verify_files,
 )
 from bam_lora.ledger_view import LedgerView
-from bam_lora.safetensors_stream import read_header, read_tensor, write_tensors
+from bam_lora.safetensors_stream import map_tensor, read_header, read_tensor, write_tensors
 from bam_lora.store import inside, new_folder, read_record, write_record
 
 LEDGER_FILE = "ledger.json"
@@ -100,6 +102,7 @@ class Ledger:
         method: str,
         coefficients: Mapping[str, Coefficients],
         snapshot: str | None = None,
+        same: Mapping[str, str] | None = None,
     ) -> None:
         """Appends an iteration; recording one again replaces it and drops what came later. `save` makes it last.
 
@@ -109,9 +112,10 @@ class Ledger:
             method: The merge method's name.
             coefficients: What the method chose for each weight that a branch changes.
             snapshot: A file made by `write_snapshot`: its tensors are those weights after this iteration.
+            same: {weight: the one in the snapshot that it is equal to}, such as a tied output head.
 
         Raises:
-            UserError: If an adapter is not plain LoRA, or a path leaves the run's folder.
+            UserError: If an adapter is damaged, or a path leaves the run's folder.
         """
         assert 1 <= iteration <= len(self.iterations) + 1, (iteration, len(self.iterations))
         self._opened.clear()  # a folder recorded again may have new content
@@ -128,7 +132,7 @@ class Ledger:
             ],
             "coefficients": dict(sorted(small.items())),
             "matrices": self._write_matrices(iteration, coefficients),
-            "snapshot": file_record(self.root, snapshot) | {"names": sorted(replaced)} if snapshot else None,
+            "snapshot": snapshot_record(self.root, snapshot, replaced, same or {}) if snapshot else None,
         }
         self.iterations[iteration - 1 :] = [entry]
 
@@ -155,20 +159,21 @@ class Ledger:
 
     def shape(self, name: str, upto: int | None = None) -> tuple[int, int]:
         """(o, i) of a weight in `names(upto)`."""
-        for adapter in self._adapters(self._history(upto)):
-            if name in adapter:
-                return adapter.shape(name)
-        for entry in self._history(upto):
-            if entry["snapshot"]:
-                header = read_header(inside(self.root, entry["snapshot"]["path"]))
-                if name in header.tensors:
-                    rows, columns = header.tensors[name].shape
-                    return rows, columns
-        raise KeyError(name)
+        found = self.snapshot_shape(name, upto)
+        holding = (adapter for adapter in self._adapters(self._history(upto)) if name in adapter)
+        return found or next(holding).shape(name)
+
+    def snapshot_shape(self, name: str, upto: int | None = None) -> tuple[int, int] | None:
+        """(o, i) of a weight's newest snapshot, or None if there is none."""
+        _, place = newest_snapshot(self._history(upto), name)
+        if place is None:
+            return None
+        rows, columns = read_header(inside(self.root, place[0])).tensors[place[1]].shape
+        return rows, columns
 
     def rank(self, name: str, upto: int | None = None) -> int:
         """R of what `stacked` gives for a weight."""
-        start, _ = self._newest_snapshot(name, upto)
+        start, _ = newest_snapshot(self._history(upto), name)
         listed = {
             identity_of(one["files"]): one["path"] for entry in self._history(upto)[start:] for one in entry["adapters"]
         }
@@ -201,7 +206,7 @@ class Ledger:
         Yields:
             (identity of the adapter's files, B_or, A_ri), oldest iteration first.
         """
-        start, _ = self._newest_snapshot(name, upto)
+        start, _ = newest_snapshot(self._history(upto), name)
         for position, entry in enumerate(self._history(upto)[start:], start=start):
             factors = [self._adapter(adapter["path"]).factors(name) for adapter in entry["adapters"]]
             if all(factor is None for factor in factors):
@@ -212,12 +217,15 @@ class Ledger:
                 yield identity, B_or * own_scale if own_scale != 1 else B_or, A_ri
 
     def start_value(self, name: str, upto: int | None = None) -> torch.Tensor | None:
-        """The weight's newest fp32 snapshot, to which `stacked` is added, or None: the original base's value."""
-        _, path = self._newest_snapshot(name, upto)
-        if path is None:
+        """The weight's newest fp32 snapshot, to which `stacked` is added, or None: the original base's value.
+
+        Its numbers stay on the disk until they are used.
+        """
+        _, place = newest_snapshot(self._history(upto), name)
+        if place is None:
             return None
-        file = inside(self.root, path)
-        return read_tensor(file, read_header(file).tensors[name])
+        file = inside(self.root, place[0])
+        return map_tensor(file, read_header(file).tensors[place[1]])
 
     def view(self, upto: int | None = None, scale: float = 1.0) -> LedgerView:
         """The state after iteration `upto`, as `fold_into` takes it; `scale` multiplies what this run has added.
@@ -289,12 +297,3 @@ class Ledger:
         file = inside(self.root, entry["matrices"]["path"])
         values = read_tensor(file, read_header(file).tensors[name])
         return Coefficients("matrix" if values.ndim == 2 else "blocks", values)
-
-    def _newest_snapshot(self, name: str, upto: int | None) -> tuple[int, str | None]:
-        """(position of the first iteration after it, its path), or (0, None)."""
-        history = self._history(upto)
-        for position in range(len(history), 0, -1):
-            snapshot = history[position - 1]["snapshot"]
-            if snapshot and name in snapshot["names"]:
-                return position, snapshot["path"]
-        return 0, None

@@ -22,6 +22,7 @@ def history_key(base: Mapping[str, Any], history: Iterable[Entry]) -> str:
             "coefficients": entry["coefficients"],
             "matrices": entry["matrices"] and entry["matrices"]["sha256"],
             "snapshot": entry["snapshot"] and entry["snapshot"]["sha256"],
+            **({"same": entry["snapshot"]["same"]} if entry["snapshot"] and entry["snapshot"].get("same") else {}),
         }
         for entry in history
     ]
@@ -36,6 +37,28 @@ def file_record(root: Path, path: str) -> dict[str, Any]:
     """{"path", "bytes", "sha256"} of a file below `root`."""
     file = inside(root, path)
     return {"path": path, "bytes": file.stat().st_size, "sha256": hash_file(file)}
+
+
+def snapshot_record(root: Path, path: str, names: Iterable[str], same: Mapping[str, str]) -> dict[str, Any]:
+    """What a ledger's entry says of whole weights: the file, and which weights it gives.
+
+    Args:
+        root: The run's folder.
+        path: The file, relative to it.
+        names: Its tensors.
+        same: {another weight that it gives: the tensor that it is equal to}.
+    """
+    record = file_record(root, path) | {"names": sorted({*names, *same})}
+    return record | {"same": dict(sorted(same.items()))} if same else record
+
+
+def newest_snapshot(history: Sequence[Entry], name: str) -> tuple[int, tuple[str, str] | None]:
+    """(position of the first iteration after a weight's newest snapshot, (its file, the tensor in it)), or (0, None)."""
+    for position in range(len(history), 0, -1):
+        snapshot = history[position - 1]["snapshot"]
+        if snapshot and name in snapshot["names"]:
+            return position, (snapshot["path"], snapshot.get("same", {}).get(name, name))
+    return 0, None
 
 
 def superseded(history: Sequence[Entry]) -> set[str]:

@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 from bam_lora.errors import UserError
+from bam_lora.outline import LOW_RANK, Outline
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -57,6 +58,11 @@ class LedgerView:
     def dense(self, name: str) -> DenseChange | None:
         """None: a ledger keeps low-rank products, and whole weights where they are none."""
         return None
+
+    def outline(self, name: str) -> Outline:
+        """A low-rank product, on whole weights where the ledger has some."""
+        shape = self.ledger.snapshot_shape(name, self.upto)
+        return LOW_RANK if shape is None else Outline(stored_rows=shape[0], whole_share=1.0)
 
     def start_value(self, name: str) -> torch.Tensor | None:
         """See `Ledger.start_value`."""

@@ -19,6 +19,7 @@ from bam_lora.fold_blocks import exact_products, row_ranges
 from bam_lora.merge_methods import METHODS, find_method, linear
 from bam_lora.merge_statistics import merge_statistics
 from bam_lora.merge_weights import resolve_weights
+from bam_lora.outline import Outline, outline_of
 
 __all__ = [
     "METHODS",
@@ -113,8 +114,12 @@ class MergedAdapters:
 
     def is_dense(self, name: str) -> bool:
         """Whether the merged change of a weight is no low-rank product."""
-        entries = [entry for adapter in self.adapters if (entry := adapter.entry(name))]
-        return self.by_element or any(not entry.is_low_rank or entry.value is not None for entry in entries)
+        return not self.outline(name).low_rank
+
+    def outline(self, name: str) -> Outline:
+        """The kind of a weight's merged change, from the headers alone."""
+        entries = [adapter.entry(name) for adapter in self.adapters]
+        return outline_of(entries, self.weights_of(name), by_element=self.by_element)
 
     def dense(self, name: str) -> DenseChange | None:
         """The merged change of a weight that is no low-rank product, else None.

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
+
 from bam_lora.adapters import Adapter
 from bam_lora.coefficients import Coefficients
 from bam_lora.dense_methods import DenseOptions
@@ -21,7 +23,7 @@ from bam_lora.module_weights import resolve_by_module, weights_by_name
 from bam_lora.outer import OuterStep, outer_update, past_merges
 from bam_lora.plan import IterationPlan
 from bam_lora.recipe_rules import SELECTED
-from bam_lora.snapshots import write_merged
+from bam_lora.snapshots import Snapshot, write_merged
 from bam_lora.stages import Context
 from bam_lora.store import digest, read_record, write_record
 
@@ -36,8 +38,7 @@ class _Merged:
     weights: list[float]
     coefficients: dict[str, Coefficients]
     chosen: dict[str, Any] = field(default_factory=dict)
-    snapshot: str | None = None
-    norms: Mapping[str, float] = field(default_factory=dict)  # of the changes that the snapshot has
+    snapshot: Snapshot | None = None
 
 
 def merge(context: Context, iteration: IterationPlan) -> None:
@@ -54,7 +55,8 @@ def merge(context: Context, iteration: IterationPlan) -> None:
     started = time.monotonic()
     merged = _merged(context, iteration, adapters, weights, by_module)
     names = [folder.relative_to(directory.root).as_posix() for folder in merged.folders]
-    context.ledger.record(number, names, wanted["method"], merged.coefficients, merged.snapshot)
+    snapshot = (merged.snapshot.path, merged.snapshot.same) if merged.snapshot else ()
+    context.ledger.record(number, names, wanted["method"], merged.coefficients, *snapshot)
     context.ledger.save()
     record = {
         "iteration": number,
@@ -66,8 +68,8 @@ def merge(context: Context, iteration: IterationPlan) -> None:
         "seconds": time.monotonic() - started,
     }
     used = [Adapter.open(folder) for folder in merged.folders]
-    statistics = merge_statistics(used, merged.coefficients, len(adapters), merged.norms)
-    whole = {**record, **statistics, **merged.chosen}
+    norms = merged.snapshot and merged.snapshot.norms
+    whole = {**record, **merge_statistics(used, merged.coefficients, len(adapters), norms), **merged.chosen}
     write_record(path, key, whole)
     context.front.merged(number, whole)
 
@@ -114,7 +116,7 @@ def _merged(
     coefficients = merged.all_coefficients()
     outer = OuterStep(**wanted["outer"])
     if outer.is_plain:
-        return _Merged(folders, weights, coefficients, chosen, *_snapshot(context, number, merged))
+        return _Merged(folders, weights, coefficients, chosen, _snapshot(context, number, merged))
     earlier = [branch_folders(directory, one) for one in context.plan.iterations[: number - 1]]
     past = past_merges(context.ledger, earlier, outer)
     folders += [folder for one in past for folder in one.folders]
@@ -127,14 +129,15 @@ def dense_options(context: Context, iteration: IterationPlan) -> DenseOptions:
     return DenseOptions(wanted["density"], wanted["gamma"], context.recipe.seed + iteration.iteration)
 
 
-def _snapshot(context: Context, number: int, merged: MergedAdapters) -> tuple[str | None, dict[str, float]]:
-    """Whole weights where the merge is no low-rank product: (file, norm of the change by weight)."""
+def _snapshot(context: Context, number: int, merged: MergedAdapters) -> Snapshot | None:
+    """Whole weights where the merge is no low-rank product."""
     names = [name for name in merged.names() if merged.is_dense(name)]
     if not names:
-        return None, {}
-    before = context.ledger.view(number - 1)
-    root, base = context.directory.root, context.original.folder
-    return write_merged(root, number, base, before, merged, names)
+        return None
+    before, trained_in = context.ledger.view(number - 1), getattr(torch, context.training_load.compute_dtype)
+    return write_merged(
+        context.directory.root, number, context.original.folder, before, merged, names, trained_in
+    )
 
 
 def _learned(

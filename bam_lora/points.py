@@ -31,6 +31,7 @@ from bam_lora.interrupt import StopRequest
 from bam_lora.ledger import Ledger
 from bam_lora.ledger_view import LedgerView
 from bam_lora.machine import release_memory
+from bam_lora.outline import Outline
 from bam_lora.plan import Plan
 from bam_lora.progress import RunProgress
 from bam_lora.recipe import load_recipe
@@ -75,6 +76,10 @@ class WeightedAdapters:
     def dense(self, name: str) -> DenseChange | None:
         """None: a ledger keeps low-rank products, and whole weights where they are none."""
         return None
+
+    def outline(self, name: str) -> Outline:
+        """See `LedgerView.outline`; what the adapters add is low rank."""
+        return self._start.outline(name)
 
     def start_value(self, name: str) -> torch.Tensor | None:
         """What it is added to, if not the original base."""

@@ -18,6 +18,7 @@ from bam_lora.checkpoint import Checkpoint
 from bam_lora.dense_change import BranchWeight, DenseChange
 from bam_lora.errors import UserError
 from bam_lora.fold_plan import Changes, FoldPlan, check_apart, place
+from bam_lora.outline import Outline
 
 _EMBEDDING_ENDS = tuple(f"{module}.weight" for module in EMBEDDINGS)
 _HEAD_ENDS = tuple(f"{module}.weight" for module in HEADS)
@@ -27,8 +28,13 @@ _HEADLESS = ("ForSequenceClassification", "ForTokenClassification", "ForQuestion
 _FLAG = "tie_word_embeddings"
 
 
-def plan_fold(checkpoint: Checkpoint, changes: Changes) -> tuple[FoldPlan, Changes]:
+def plan_fold(checkpoint: Checkpoint, changes: Changes, *, untied: bool = False) -> tuple[FoldPlan, Changes]:
     """Finds where every changed weight is stored, and what becomes of tied embeddings.
+
+    Args:
+        checkpoint: The base.
+        changes: What is added to it.
+        untied: Whether the changes are of a model in which earlier ones have untied the base's embeddings.
 
     Returns:
         The plan, and the changes that it is a plan of: with those of a tied head that PEFT does not write down.
@@ -51,11 +57,12 @@ def plan_fold(checkpoint: Checkpoint, changes: Changes) -> tuple[FoldPlan, Chang
         )
     if stored_head:
         _check_copy(checkpoint, stored_embedding, stored_head)
-    if embedding and _has_rows(changes, embedding):
+    if embedding and not untied and changes.outline(embedding).highest_row is not None:
         head = head or _HEAD
         changes = _RowsInBoth(changes, embedding, head)
     plan = place(checkpoint, changes, {head: embedding or stored_embedding} if head and not stored_head else {})
-    if embedding and head and _is_same(changes, embedding, head):
+    if embedding and head and not untied and _is_same(changes, embedding, head):
+        plan.same[head] = embedding
         _keep_tied(plan, stored_embedding, stored_head, head)
     else:
         _untie(plan, changes, stored_embedding, stored_head, embedding, head)
@@ -104,15 +111,10 @@ def _untie(
     own = [part for part in shared if part.name == head]
     if own:
         plan.parts[stored_embedding] = [part for part in shared if part.name != head]
-    dense = changes.dense(embedding) if embedding else None
-    if not own and dense is not None and dense.stored_rows is not None and _adds_to_whole(dense):
+    if not own and embedding and changes.outline(embedding).adds_to_whole:
         # The embedding's own layer, saved beside what was trained on it: reloading puts it in the head, too.
         own = [replace(part, direct=True) for part in shared]
     plan.added[head or _HEAD] = (stored_embedding, own)
-
-
-def _adds_to_whole(dense: DenseChange) -> bool:
-    return any(one is not None and one.value is not None and one.factors is not None for one in dense.branches)
 
 
 def _is_tied(config: Mapping[str, Any], stored_head: str | None) -> bool:
@@ -122,11 +124,6 @@ def _is_tied(config: Mapping[str, Any], stored_head: str | None) -> bool:
     text = config.get("text_config")
     stated = config.get(_FLAG, text.get(_FLAG) if isinstance(text, dict) else None)
     return stored_head is None if stated is None else bool(stated)
-
-
-def _has_rows(changes: Changes, name: str) -> bool:
-    dense = changes.dense(name)
-    return dense is not None and any(one is not None and one.rows is not None for one in dense.branches)
 
 
 class _RowsInBoth:
@@ -146,7 +143,16 @@ class _RowsInBoth:
         return None if name == self._head else self._changes.stacked(name)
 
     def start_value(self, name: str) -> torch.Tensor | None:
-        return None if name == self._head and not self._has_own else self._changes.start_value(name)
+        # A head that is tied begins as the embedding does.
+        return self._changes.start_value(name if name != self._head or self._has_own else self._embedding)
+
+    def outline(self, name: str) -> Outline:
+        if name != self._head:
+            return self._changes.outline(name)
+        shared = self._changes.outline(self._embedding)
+        own = self._changes.outline(name) if self._has_own else Outline(by_element=shared.by_element)
+        rows = {"highest_row": shared.highest_row, "rows_alone": not self._has_own}
+        return replace(own, low_rank=False, cuttable=False, **rows)
 
     def dense(self, name: str) -> DenseChange | None:
         if name != self._head:
@@ -174,12 +180,20 @@ def _with_rows(one: BranchWeight | None, more: BranchWeight | None) -> BranchWei
 
 def _is_same(changes: Changes, first: str, second: str) -> bool:
     """Whether two weights change by exactly the same, so that they can stay one."""
+    starts = [changes.start_value(name) for name in (first, second)]
+    if starts[0] is None or starts[1] is None:
+        if starts != [None, None]:
+            return False
+    elif not torch.equal(starts[0], starts[1]):
+        return False
     dense = [changes.dense(name) for name in (first, second)]
     if dense[0] is not None and dense[1] is not None:
         return dense[0].same_as(dense[1])
     stacked = [changes.stacked(name) for name in (first, second)]
-    if dense != [None, None] or stacked[0] is None or stacked[1] is None:
+    if dense != [None, None]:
         return False
+    if stacked[0] is None or stacked[1] is None:
+        return stacked == [None, None] and starts[0] is not None
     return all(torch.equal(one, two) for one, two in zip(*stacked, strict=True))
 
 
