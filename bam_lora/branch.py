@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from bam_lora.branch_adapters import no_input_casting, settle_adapter
 from bam_lora.branch_callbacks import CheckpointSeal, FiniteGuard, KeepAdapters, MetricsLog, StepReport, StopOnRequest
 from bam_lora.errors import Interrupted, UserError, first_line
 from bam_lora.interrupt import StopRequest
@@ -94,8 +95,8 @@ def train_branch(
         # Before the seal: a branch goes on from a sealed checkpoint, and would not come by this step again.
         callbacks.insert(0, KeepAdapters(folder / TRAJECTORY, lambda model, place: _save_adapter(model, place, job)))
     trainer = make(branch_view(model), folder / CHECKPOINTS, callbacks)
-    _settle(trainer)
-    with _clear_when_full(folder), _no_input_casting(trainer):
+    _settle(trainer, model)
+    with _clear_when_full(folder), no_input_casting(trainer):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if trainer.state.global_step < job.steps:
         raise Interrupted(stop.signal_name)
@@ -129,21 +130,6 @@ def newest_checkpoint(folder: Path, key: str) -> Path | None:
     return None
 
 
-def _no_input_casting(trainer: Any) -> contextlib.AbstractContextManager[None, Any]:
-    """Keeps PEFT from casting every layer's input to the adapter's fp32 where autocast casts it straight back.
-
-    PEFT leaves it be where it sees autocast, but asks about CUDA's only; on a CPU the two casts cost a tenth of a step.
-    A cast to fp32 and back changes no bit; but dropout between the two does, so with dropout they stay.
-    """
-    from peft.helpers import disable_input_dtype_casting
-
-    dropout = any(config.lora_dropout for config in trainer.model.peft_config.values())
-    casting: contextlib.AbstractContextManager[None, Any] = disable_input_dtype_casting(
-        trainer.model, active=(trainer.args.bf16 or trainer.args.fp16) and not dropout
-    )
-    return casting
-
-
 @contextlib.contextmanager
 def _clear_when_full(folder: Path) -> Iterator[None]:
     """Says so when a writer of torch or safetensors failed for lack of space; theirs are not OSErrors."""
@@ -161,16 +147,13 @@ def _clear_when_full(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def _settle(trainer: Any) -> None:
+def _settle(trainer: Any, base: Any) -> None:
     """Takes the libraries' own displays from a trainer, and keeps what it trains in fp32."""
     import transformers
 
     for unwanted in (transformers.PrinterCallback, transformers.ProgressCallback):
         trainer.remove_callback(unwanted)
-    # TRL casts the adapter of a quantised base to bf16; small updates are lost there, and a resumed adapter is fp32.
-    for parameter in trainer.model.parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.float()
+    settle_adapter(trainer.model, base)
     assert_not_repacked(trainer.model)
 
 
@@ -183,10 +166,15 @@ def _save_adapter(model: Any, folder: Path, job: BranchJob) -> None:
     path = folder / "adapter_config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
     config["base_model_name_or_path"] = job.base_name
-    ordered = {name: sorted(value) if isinstance(value, list) else value for name, value in config.items()}
+    # PEFT keeps some lists as sets, in no order; that of token numbers is the order of their rows.
+    ordered = {name: sorted(value) if _is_names(value) else value for name, value in config.items()}
     write_text(path, json.dumps(ordered, indent=2, sort_keys=True) + "\n")
     for file in folder.iterdir():
         fsync_path(file)
+
+
+def _is_names(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(name, str) for name in value)
 
 
 def _forget_metrics_after(path: Path, checkpoint: Path | None) -> float:

@@ -120,7 +120,7 @@ class Ledger:
         assert 1 <= iteration <= len(self.iterations) + 1, (iteration, len(self.iterations))
         self._opened.clear()  # a folder recorded again may have new content
         opened = [self._adapter(path) for path in adapters]
-        replaced = set(read_header(inside(self.root, snapshot)).tensors) if snapshot else set()
+        replaced = {*read_header(inside(self.root, snapshot)).tensors, *(same or ())} if snapshot else set()
         changed = {name for adapter in opened for name in adapter.names}
         assert changed - replaced <= set(coefficients) <= changed, "coefficients for each changed weight, no others"
         small = {name: value.to_json() for name, value in coefficients.items() if value.kind not in _IN_FILES}

@@ -45,10 +45,10 @@ def snapshot_record(root: Path, path: str, names: Iterable[str], same: Mapping[s
     Args:
         root: The run's folder.
         path: The file, relative to it.
-        names: Its tensors.
-        same: {another weight that it gives: the tensor that it is equal to}.
+        names: The weights that it gives.
+        same: {one of them that is no tensor of its own: the tensor that it is equal to}.
     """
-    record = file_record(root, path) | {"names": sorted({*names, *same})}
+    record = file_record(root, path) | {"names": sorted(names)}
     return record | {"same": dict(sorted(same.items()))} if same else record
 
 

@@ -14,7 +14,8 @@ _IGNORED = [
     ("DeprecationWarning", r"transformers|trl|peft|accelerate|torch|bitsandbytes|datasets"),
 ]
 # `pin_memory` without an accelerator; the Trainer asks for it by default.
-_IGNORED_TEXTS = [r".*'pin_memory' argument is set as true but no accelerator.*"]
+# PEFT's advice on tied embeddings: folding takes care of both cases.
+_IGNORED_TEXTS = [r".*'pin_memory' argument is set as true but no accelerator.*", r".*`ensure_weight_tying`.*"]
 
 
 def quiet(*, verbose: bool = False) -> None:

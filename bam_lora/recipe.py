@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from bam_lora.recipe_loading import changed_keys, dump_recipe, load_recipe, recipe_from_dict
 from bam_lora.recipe_merge import LearnedWeights, Outer, SearchedWeights
+from bam_lora.recipe_lora import Lora
 from bam_lora.recipe_models import (
     Bam,
     Data,
     Evaluation,
     Keep,
-    Lora,
     Merge,
     Quantization,
     Recipe,

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from bam_lora import recipe_chat, recipe_rules, sft_arguments
+from bam_lora.recipe_lora import Lora
 from bam_lora.recipe_merge import LearnedWeights, Outer, SearchedWeights
 from bam_lora.recipe_sources import EvaluationSource, Filters, Mode, Section, Source
 from bam_lora.recipe_values import Modules, Weights, WeightsByModule, findings_error
@@ -100,37 +101,6 @@ class Bam(Section):
     )
     merge: Merge = Field(default=Merge(), description="How the branches are merged.")
     outer: Outer = Field(default=Outer(), description="The step along what they merge to.")
-
-
-class Lora(Section):
-    """The adapter that a branch trains."""
-
-    r: int = Field(default=64, ge=1, description="Rank.")
-    alpha: int = Field(
-        default=None, ge=1, validate_default=True, description="The delta is alpha/r · B·A; none: twice the rank."
-    )
-    target_modules: Modules = Field(
-        default="all-linear",
-        description="Which layers get an adapter: `all-linear` (all but the output head) or their names.",
-    )
-    dropout: float = Field(default=0.0, ge=0, lt=1, description="Dropout on the adapter's input.")
-    rslora: bool = Field(default=False, description="Scale by alpha/√r instead of alpha/r (rank-stabilised LoRA).")
-    dora: Literal[False] = Field(default=False, description="Weight-decomposed LoRA: not in this version.")
-
-    @field_validator("alpha", mode="before")
-    @classmethod
-    def _double_rank(cls, value: Any, info: ValidationInfo) -> Any:
-        return 2 * info.data.get("r", 1) if value is None else value
-
-    def arguments(self) -> dict[str, Any]:
-        """All of it as keyword arguments of PEFT's `LoraConfig`."""
-        return {
-            "r": self.r,
-            "lora_alpha": self.alpha,
-            "target_modules": self.target_modules,
-            "lora_dropout": self.dropout,
-            "use_rslora": self.rslora,
-        }
 
 
 class Quantization(Section):

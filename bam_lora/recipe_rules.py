@@ -14,6 +14,7 @@ from bam_lora import recipe_chat
 from bam_lora.recipe_values import Finding
 
 if TYPE_CHECKING:
+    from bam_lora.recipe_lora import Lora
     from bam_lora.recipe_models import Bam, Data, Evaluation, Selection
     from bam_lora.recipe_sources import EvaluationSource, Source
 
@@ -135,6 +136,24 @@ def _outer(bam: Bam) -> list[Finding]:
     return []
 
 
+def _adapter(bam: Bam, lora: Lora) -> list[Finding]:
+    """What is not low rank is added up, or merged element by element: there are no factors to learn or turn by."""
+    key, merge = lora.beside_factors, bam.merge
+    if key is None:
+        return []
+    findings: list[Finding] = []
+    if merge.weights in SELECTED:
+        message = f"expected uniform, tokens or a list, since lora.{key} is not low rank, found {merge.weights}"
+        findings.append((("bam", "merge", "weights"), message))
+    if merge.method in LOW_RANK_METHODS and merge.method != "linear":
+        message = f"expected linear or a method by elements, since lora.{key} is not low rank, found {merge.method}"
+        findings.append((("bam", "merge", "method"), message))
+    if (bam.outer.learning_rate, bam.outer.momentum) != (1, 0):
+        message = f"expected learning_rate 1 and momentum 0, since lora.{key} is not low rank, found others"
+        findings.append((("bam", "outer"), message))
+    return findings
+
+
 def _evaluation(evaluation: Evaluation) -> list[Finding]:
     findings: list[Finding] = []
     taken: dict[str, str] = {}
@@ -193,6 +212,7 @@ RULES: tuple[tuple[tuple[str, ...], Callable[..., list[Finding]]], ...] = (
     (("mode", "data", "evaluation", "selection"), recipe_chat.check_modes),
     (("data",), _filters),
     (("strategy", "bam"), _bam),
+    (("bam", "lora"), _adapter),
     (("training",), _max_steps),
     (("evaluation",), _evaluation),
     (("bam", "selection", "evaluation"), _selection),

@@ -32,6 +32,8 @@ _UNITS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "t": 10**12}
 _TOKENS = re.compile(r"(\d[\d_]*(?:\.\d+)?)\s*([kmbt]?)", re.IGNORECASE)
 _TOKENS_WORDS = Words("a number of tokens >= 1, such as 500k, 200M, 1.5B or 1_000")
 _MODULES_WORDS = Words("all-linear or a list of module names")
+_TOKEN_ROWS_WORDS = Words("a list of different token numbers, or a mapping from modules to such lists")
+_ROWS_SCHEMA = {"type": "array", "items": {"type": "integer", "minimum": 0}, "uniqueItems": True}
 _GIVEN_WEIGHTS_WORDS = Words("uniform, tokens or a list with one finite number per branch")
 _PATTERN_WORDS = Words("a regular expression, such as self_attn or layers\\.(0|1)\\.")
 _TEXT_PATTERN_WORDS = Words("a regular expression, such as (?i)cookie, or nothing")
@@ -75,6 +77,14 @@ def _modules(value: Any) -> Any:
     raise wrong_value(_MODULES_WORDS.text)
 
 
+def _token_rows(value: Any) -> Any:
+    for rows in value.values() if isinstance(value, dict) else [value]:
+        numbers = isinstance(rows, list) and all(type(row) is int and row >= 0 for row in rows)
+        if not numbers or len(set(rows)) < len(rows) or (isinstance(value, dict) and not rows):
+            raise wrong_value(_TOKEN_ROWS_WORDS.text)
+    return value
+
+
 def _weights(value: Any) -> Any:
     return value if value in ("learned", "search") else _given_weights(value, _WEIGHTS_WORDS)
 
@@ -114,6 +124,12 @@ Modules = Annotated[
     BeforeValidator(_modules),
     _MODULES_WORDS,
     WithJsonSchema({"anyOf": [{"const": "all-linear"}, {"type": "array", "items": {"type": "string"}, "minItems": 1}]}),
+]
+TokenRows = Annotated[
+    list[int] | dict[str, list[int]],
+    BeforeValidator(_token_rows),
+    _TOKEN_ROWS_WORDS,
+    WithJsonSchema({"anyOf": [_ROWS_SCHEMA, {"type": "object", "additionalProperties": _ROWS_SCHEMA}]}),
 ]
 Weights = Annotated[
     Literal["uniform", "tokens", "learned", "search"] | list[float],

@@ -20,15 +20,17 @@ def branch_view(model: Any) -> Any:
     """A model whose modules are new but whose tensors are the given model's own.
 
     What a trainer does to it (adapters, hooks, a patched forward, flags, config) is gone when it is dropped, and the
-    base serves the next branch as if it had just been loaded. Costs no memory for weights.
+    base serves the next branch as if it had just been loaded. Costs no memory for weights but the biases, which are
+    copied: PEFT trains and loads them in place.
     """
     import torch
 
+    own = {id(one) for name, one in model.named_parameters() if "bias" in name and one.is_floating_point()}
     shared: dict[int, Any] = {}
     for module in model.modules():
         for value in (*module.__dict__.values(), *module._parameters.values(), *module._buffers.values()):
             for item in (value, getattr(value, "quant_state", None), *_codes(value)):
-                if isinstance(item, torch.Tensor) or type(item).__name__ == "QuantState":
+                if id(item) not in own and (isinstance(item, torch.Tensor) or type(item).__name__ == "QuantState"):
                     shared[id(item)] = item
     view = copy.deepcopy(model, shared)
     view.requires_grad_(False)

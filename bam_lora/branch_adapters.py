@@ -1,0 +1,69 @@
+"""What a branch trains besides LoRA's factors begins exactly as the base has it, in fp32, and apart from the base."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+
+def settle_adapter(model: Any, base: Any) -> None:
+    """Makes all that a PEFT model trains fp32 of its own, where it begins put right.
+
+    TRL casts the adapter of a quantised base to bf16: small updates would be lost there, and a resumed adapter is
+    fp32. What is not zero at the start (whole modules, token rows) has then been rounded and is copied again.
+
+    Args:
+        model: The adapted model, a view of the base.
+        base: The base itself, which must not see any of the training.
+    """
+    from peft.utils.other import TrainableTokensWrapper
+    from torch import nn
+
+    shared = {id(parameter) for parameter in base.parameters()}
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            assert id(parameter) not in shared, "a branch trains a tensor of its base in place"
+            parameter.data = parameter.data.float()
+    for module in model.modules():
+        for trained, original in _beginnings(module):
+            assert isinstance(trained, nn.Parameter), type(trained)
+            trained.data.copy_(original)
+        if isinstance(module, TrainableTokensWrapper) and isinstance(module.original_module, nn.Linear):
+            # A tied output head: TRL's loss asks it for `weight`, which the wrapper answers with the trained rows, and
+            # for `bias`, of which it does not know. Past nn.Module, which would list a bias as the wrapper's own.
+            vars(module)["bias"] = module.original_module.bias
+
+
+def _beginnings(module: Any) -> list[tuple[Any, Any]]:
+    """(what is trained, the base's values that it begins as) of a module that PEFT has wrapped."""
+    from peft.tuners.trainable_tokens.layer import TrainableTokensLayer
+    from peft.utils.other import ModulesToSaveWrapper
+
+    if isinstance(module, ModulesToSaveWrapper):
+        originals = dict(module.original_module.named_parameters())
+        copies = module.modules_to_save.values()
+        return [(value, originals[name]) for copy in copies for name, value in copy.named_parameters()]
+    if isinstance(module, TrainableTokensLayer) and module.tied_adapter is None:
+        weight = module.get_base_layer().weight
+        return [(rows, weight[module.token_indices[key]]) for key, rows in module.trainable_tokens_delta.items()]
+    return []
+
+
+@contextlib.contextmanager
+def no_input_casting(trainer: Any) -> Iterator[None]:
+    """Keeps PEFT from casting every layer's input to the adapter's fp32 where autocast casts it straight back.
+
+    PEFT leaves it be where it sees autocast, but asks about CUDA's only; on a CPU the two casts cost a tenth of a step.
+    A cast to fp32 and back changes no bit. PEFT's own `disable_input_dtype_casting` fails on layers of token rows.
+    """
+    switch = "cast_input_dtype_enabled"
+    active = trainer.args.bf16 or trainer.args.fp16
+    layers = [module for module in trainer.model.modules() if active and getattr(module, switch, False)]
+    for layer in layers:
+        setattr(layer, switch, False)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            setattr(layer, switch, True)
