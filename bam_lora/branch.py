@@ -95,7 +95,7 @@ def train_branch(
         # Before the seal: a branch goes on from a sealed checkpoint, and would not come by this step again.
         callbacks.insert(0, KeepAdapters(folder / TRAJECTORY, lambda model, place: _save_adapter(model, place, job)))
     trainer = make(branch_view(model), folder / CHECKPOINTS, callbacks)
-    _settle(trainer, model)
+    whole_in = _settle(trainer, model)
     with _clear_when_full(folder), no_input_casting(trainer):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if trainer.state.global_step < job.steps:
@@ -110,6 +110,7 @@ def train_branch(
         "loss_last": metrics.losses[-1] if metrics.losses else None,
         "adapter_parameters": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
         "linear_modules": count_linear_modules(model),
+        "whole_in": whole_in,
         **peak_memory(),
     }
     del trainer
@@ -147,14 +148,15 @@ def _clear_when_full(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def _settle(trainer: Any, base: Any) -> None:
-    """Takes the libraries' own displays from a trainer, and keeps what it trains in fp32."""
+def _settle(trainer: Any, base: Any) -> str | None:
+    """Takes the libraries' own displays from a trainer, and keeps what it trains in fp32; see `settle_adapter`."""
     import transformers
 
     for unwanted in (transformers.PrinterCallback, transformers.ProgressCallback):
         trainer.remove_callback(unwanted)
-    settle_adapter(trainer.model, base)
+    whole_in = settle_adapter(trainer.model, base)
     assert_not_repacked(trainer.model)
+    return whole_in
 
 
 def _save_adapter(model: Any, folder: Path, job: BranchJob) -> None:

@@ -6,8 +6,10 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
+from bam_lora.errors import UserError
 
-def settle_adapter(model: Any, base: Any) -> None:
+
+def settle_adapter(model: Any, base: Any) -> str | None:
     """Makes all that a PEFT model trains fp32 of its own, where it begins put right.
 
     TRL casts the adapter of a quantised base to bf16: small updates would be lost there, and a resumed adapter is
@@ -16,6 +18,12 @@ def settle_adapter(model: Any, base: Any) -> None:
     Args:
         model: The adapted model, a view of the base.
         base: The base itself, which must not see any of the training.
+
+    Returns:
+        The type, such as "bfloat16", of the base's weights that are trained whole or by rows, or None.
+
+    Raises:
+        UserError: If they are of different types.
     """
     from peft.utils.other import TrainableTokensWrapper
     from torch import nn
@@ -25,14 +33,24 @@ def settle_adapter(model: Any, base: Any) -> None:
         if parameter.requires_grad:
             assert id(parameter) not in shared, "a branch trains a tensor of its base in place"
             parameter.data = parameter.data.float()
+    types = set()
     for module in model.modules():
         for trained, original in _beginnings(module):
             assert isinstance(trained, nn.Parameter), type(trained)
             trained.data.copy_(original)
+            types.add(str(original.dtype).removeprefix("torch."))
         if isinstance(module, TrainableTokensWrapper) and isinstance(module.original_module, nn.Linear):
             # A tied output head: TRL's loss asks it for `weight`, which the wrapper answers with the trained rows, and
             # for `bias`, of which it does not know. Past nn.Module, which would list a bias as the wrapper's own.
             vars(module)["bias"] = module.original_module.bias
+    if len(types) > 1:
+        raise UserError.of(
+            "weights that are trained whole",
+            expected="one type of all of them in the loaded base",
+            found=" and ".join(sorted(types)),
+            remedy="Train fewer kinds of modules whole, or load the base in float32",
+        )
+    return next(iter(types), None)
 
 
 def _beginnings(module: Any) -> list[tuple[Any, Any]]:

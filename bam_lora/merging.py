@@ -25,7 +25,7 @@ from bam_lora.plan import IterationPlan
 from bam_lora.recipe_rules import SELECTED
 from bam_lora.snapshots import Snapshot, write_merged
 from bam_lora.stages import Context
-from bam_lora.store import digest, read_record, write_record
+from bam_lora.store import digest, read_record, verify, write_record
 
 _Found = TypeVar("_Found", LearnedWeights, SearchedWeights)
 
@@ -68,7 +68,7 @@ def merge(context: Context, iteration: IterationPlan) -> None:
         "seconds": time.monotonic() - started,
     }
     used = [Adapter.open(folder) for folder in merged.folders]
-    norms = merged.snapshot and merged.snapshot.norms
+    norms = merged.snapshot.norms if merged.snapshot else None
     whole = {**record, **merge_statistics(used, merged.coefficients, len(adapters), norms), **merged.chosen}
     write_record(path, key, whole)
     context.front.merged(number, whole)
@@ -134,10 +134,11 @@ def _snapshot(context: Context, number: int, merged: MergedAdapters) -> Snapshot
     names = [name for name in merged.names() if merged.is_dense(name)]
     if not names:
         return None
-    before, trained_in = context.ledger.view(number - 1), getattr(torch, context.training_load.compute_dtype)
-    return write_merged(
-        context.directory.root, number, context.original.folder, before, merged, names, trained_in
-    )
+    before, root = context.ledger.view(number - 1), context.directory.root
+    manifests = [verify(adapter.path.parent, quick=True) for adapter in merged.adapters]
+    types = {manifest["facts"].get("whole_in") or "float32" for manifest in manifests if manifest is not None}
+    assert len(types) == 1, types  # branches of one iteration are trained alike
+    return write_merged(root, number, context.original.folder, before, merged, names, getattr(torch, types.pop()))
 
 
 def _learned(

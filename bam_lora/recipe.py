@@ -7,8 +7,8 @@ the door to all of them. None of it loads torch.
 from __future__ import annotations
 
 from bam_lora.recipe_loading import changed_keys, dump_recipe, load_recipe, recipe_from_dict
-from bam_lora.recipe_merge import LearnedWeights, Outer, SearchedWeights
 from bam_lora.recipe_lora import Lora
+from bam_lora.recipe_merge import LearnedWeights, Outer, SearchedWeights
 from bam_lora.recipe_models import (
     Bam,
     Data,

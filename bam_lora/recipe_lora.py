@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
@@ -23,6 +23,7 @@ class Lora(Section):
     )
     dropout: float = Field(default=0.0, ge=0, lt=1, description="Dropout on the adapter's input.")
     rslora: bool = Field(default=False, description="Scale by alpha/√r instead of alpha/r (rank-stabilised LoRA).")
+    dora: Literal[False] = Field(default=False, description="Weight-decomposed LoRA: not in this version.")
     modules_to_save: list[str] = Field(
         default=[],
         description="Modules that are trained whole, such as `embed_tokens` or `lm_head`, by the end of their names; "

@@ -14,7 +14,7 @@ from bam_lora import recipe_chat, recipe_rules, sft_arguments
 from bam_lora.recipe_lora import Lora
 from bam_lora.recipe_merge import LearnedWeights, Outer, SearchedWeights
 from bam_lora.recipe_sources import EvaluationSource, Filters, Mode, Section, Source
-from bam_lora.recipe_values import Modules, Weights, WeightsByModule, findings_error
+from bam_lora.recipe_values import Weights, WeightsByModule, findings_error
 
 
 class Data(Section):

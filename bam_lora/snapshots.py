@@ -83,7 +83,7 @@ def write_merged(
     before: Changes,
     merged: Changes,
     names: Sequence[str],
-    trained_in: torch.dtype,
+    whole_in: torch.dtype,
 ) -> Snapshot:
     """Writes weights as a merge that is not low rank leaves them, one in memory at a time.
 
@@ -94,7 +94,7 @@ def write_merged(
         before: What the run has added to it so far.
         merged: The merge, whose `dense` changes these are.
         names: The weights.
-        trained_in: The type of the weights that the branches were trained on and not quantised.
+        whole_in: The type of the weights that the branches saw and trained whole.
 
     Returns:
         The snapshot, for `Ledger.record`; norms are Frobenius norms.
@@ -108,7 +108,7 @@ def write_merged(
 
     def values() -> Iterator[torch.Tensor]:
         for path, part in where.values():
-            value, squares[part.name] = _value(path, part, changes, trained_in)
+            value, squares[part.name] = _value(path, part, changes, whole_in)
             yield value
 
     layout = [(name, "F32", part.matrix) for name, (_, part) in where.items()]
@@ -154,11 +154,11 @@ def find_parts(
     return dict(sorted(where.items())), plan.same, changes
 
 
-def _value(path: Path, part: Part, changes: Changes, trained_in: torch.dtype) -> tuple[torch.Tensor, float]:
+def _value(path: Path, part: Part, changes: Changes, whole_in: torch.dtype) -> tuple[torch.Tensor, float]:
     """One weight after the merge, and the squared norm of what the merge changed."""
     dense = changes.dense(part.name)
     assert dense is not None, part.name
-    seen = (TORCH_DTYPES[part.record.dtype], trained_in)
+    seen = (TORCH_DTYPES[part.record.dtype], whole_in)
     dense = part.dense(dense).each(lambda one: replace(one, seen=seen))
     stacked, rows_o = changes.stacked(part.name), part.matrix[0]
     B_oR, A_Ri = (None, None) if stacked is None else part.low_rank(*stacked)

@@ -151,8 +151,8 @@ class _RowsInBoth:
             return self._changes.outline(name)
         shared = self._changes.outline(self._embedding)
         own = self._changes.outline(name) if self._has_own else Outline(by_element=shared.by_element)
-        rows = {"highest_row": shared.highest_row, "rows_alone": not self._has_own}
-        return replace(own, low_rank=False, cuttable=False, **rows)
+        rows_alone = not self._has_own
+        return replace(own, low_rank=False, cuttable=False, highest_row=shared.highest_row, rows_alone=rows_alone)
 
     def dense(self, name: str) -> DenseChange | None:
         if name != self._head:

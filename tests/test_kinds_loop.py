@@ -1,0 +1,194 @@
+"""Runs whose branches train more than LoRA's factors: what the ledger makes of it, against float64 from the files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+import transformers
+from conftest import ENGLISH, GERMAN, write_jsonl
+from safetensors.torch import load_file
+
+from bam_lora.errors import Interrupted, UserError
+from bam_lora.export import export_adapter
+from bam_lora.ledger import Ledger
+from bam_lora.loop import run
+from bam_lora.progress import RunProgress
+from bam_lora.recipe import Recipe, recipe_from_dict
+from bam_lora.store import hash_file
+
+EMBEDDING, HEAD, NORM = "model.embed_tokens.weight", "lm_head.weight", "model.norm.weight"
+TOKENS = [300, 3, 70]  # in no order: PEFT writes their rows as they are listed
+KINDS: dict[str, dict[str, Any]] = {
+    "saved-tied": {"modules_to_save": ["embed_tokens", "norm"]},
+    "saved-apart": {"modules_to_save": ["embed_tokens"], "ensure_weight_tying": False},
+    "saved-both-ends": {"modules_to_save": ["embed_tokens", "lm_head"], "ensure_weight_tying": False},
+    "tokens": {"trainable_token_indices": TOKENS},
+}
+STAYS_TIED = ("saved-tied", "tokens")
+
+
+def recipe(base: Path, folder: Path, lora: dict[str, Any], **changes: Any) -> Recipe:
+    write_jsonl(folder / "german.jsonl", GERMAN[:24])
+    write_jsonl(folder / "english.jsonl", ENGLISH[:2])
+    values: dict[str, Any] = {
+        "base": str(base),
+        "output": "unused",
+        "data": {"target": [{"path": str(folder / "german.jsonl")}], "sequence_length": 128},
+        "bam": {"slices": 4, "branches": 2, "merge": {"weights": [0.75, 0.5]}},
+        "lora": {"r": 4, **lora},
+        "training": {
+            "learning_rate": 5e-3,
+            "per_device_train_batch_size": 1,
+            "gradient_accumulation_steps": 1,
+            "checkpointing": False,
+            "save_steps": 1,
+        },
+        "evaluation": {"source": [{"path": str(folder / "english.jsonl")}]},
+        "keep": {"bases": "all"},
+    }
+    return recipe_from_dict(values | changes)
+
+
+def branch(root: Path, iteration: int, number: int) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    folder = root / f"iterations/{iteration:02}/branch-{number}/adapter"
+    tensors = load_file(folder / "adapter_model.safetensors")
+    config = json.loads((folder / "adapter_config.json").read_text())
+    return {name.removeprefix("base_model.model."): tensor for name, tensor in tensors.items()}, config
+
+
+def learned(root: Path, iteration: int, number: int, name: str, began: torch.Tensor) -> torch.Tensor:
+    """What a branch has added to a weight, in float64; `began` is the base's value as it lay on the disk."""
+    tensors, config = branch(root, iteration, number)
+    module = name.removesuffix(".weight")
+    change = torch.zeros_like(began, dtype=torch.float64)
+    if f"{module}.lora_A.weight" in tensors:
+        A, B = (tensors[f"{module}.lora_{half}.weight"].double() for half in "AB")
+        change += config["lora_alpha"] / config["r"] * B @ A
+    if name in tensors:
+        change += tensors[name].double() - began.double()
+    rows = tensors.get(f"{EMBEDDING.removesuffix('.weight')}.token_adapter.trainable_tokens_delta")
+    if rows is not None and name in (EMBEDDING, HEAD):
+        indices = config["trainable_token_indices"]
+        change[indices] += rows.double() - began[indices].double()
+    return change
+
+
+def weights_of(folder: Path) -> dict[str, torch.Tensor]:
+    """A model's tensors, with the head that is tied to its embedding."""
+    tensors = load_file(folder / "model.safetensors")
+    return {HEAD: tensors[EMBEDDING], **tensors}
+
+
+def nearly_all_equal(found: torch.Tensor, wanted: torch.Tensor) -> bool:
+    """Whether fp16 or bf16 weights are those wanted, but for a few that lie on the edge of two of its numbers."""
+    return bool((found != wanted.to(found.dtype)).double().mean() <= 0.002)
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_two_iterations_add_up_what_every_branch_has_learned(tiny_base: Path, tmp_path: Path, kind: str) -> None:
+    root = tmp_path / "run"
+    run(recipe(tiny_base, tmp_path, KINDS[kind]), root)
+    ledger, base = Ledger.load(root), weights_of(tiny_base)
+    exact = {name: tensor.double() for name, tensor in base.items()}
+    folders = [tiny_base, root / "iterations/01/base", root / "iterations/02/base"]
+    changed = set()
+    for iteration in (1, 2):
+        before = weights_of(folders[iteration - 1])
+        for name in exact:
+            deltas = [learned(root, iteration, number, name, before[name]) for number in (1, 2)]
+            changed |= {name} if any(delta.any() for delta in deltas) else set()
+            exact[name] += 0.75 * deltas[0] + 0.5 * deltas[1]
+        for name, found in weights_of(folders[iteration]).items():
+            assert nearly_all_equal(found, exact[name]), (iteration, name)
+    for name in changed & set(ledger.names()):
+        start = ledger.start_value(name)
+        if start is not None:
+            change = exact[name].view(start.shape) - base[name].double().view(start.shape)
+            assert (start.double() - exact[name].view(start.shape)).abs().max() <= 1e-5 * change.abs().max()
+    assert EMBEDDING in changed
+    assert set(ledger.names()) <= changed | {HEAD}
+    model = transformers.AutoModelForCausalLM.from_pretrained(root / "model")
+    assert model.config.tie_word_embeddings is (kind in STAYS_TIED)
+    assert torch.equal(model.lm_head.weight, model.model.embed_tokens.weight) is (kind in STAYS_TIED)
+    assert (HEAD in load_file(root / "model" / "model.safetensors")) is (kind not in STAYS_TIED)
+    with pytest.raises(UserError, match="expected low-rank merges, found an iteration with full weights"):
+        export_adapter(root, tmp_path / "adapter")
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_one_branch_is_what_peft_merges(tiny_base: Path, tmp_path: Path, kind: str) -> None:
+    """In fp32, where nothing is rounded on the way, the run's model is PEFT's."""
+    full = transformers.AutoModelForCausalLM.from_pretrained(tiny_base).float()
+    full.save_pretrained(tmp_path / "base")
+    transformers.AutoTokenizer.from_pretrained(tiny_base).save_pretrained(tmp_path / "base")
+    settings: dict[str, Any] = {
+        "bam": {"slices": 1, "branches": 1},
+        "quantization": {"bits": 16, "compute_dtype": "float32"},
+        "evaluation": {},
+    }
+    root = tmp_path / "run"
+    run(recipe(tmp_path / "base", tmp_path, KINDS[kind], **settings), root)
+    adapter = root / "iterations/01/branch-1/adapter"
+    adapted = peft.PeftModel.from_pretrained(full, str(adapter)).eval()
+    found = transformers.AutoModelForCausalLM.from_pretrained(root / "model").eval()
+    tokens = torch.tensor([[*TOKENS, *range(40, 60), *TOKENS]])
+    with torch.no_grad():
+        wanted, logits = adapted(input_ids=tokens).logits, found(input_ids=tokens).logits
+        before = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "base")(input_ids=tokens).logits
+    assert (wanted - before).abs().max() > 1e-3
+    assert (logits - wanted).abs().max() <= 1e-4 * (wanted - before).abs().max()
+
+
+class _Stopping(RunProgress):
+    """Stops the run once, at the given step of a branch."""
+
+    def __init__(self, label: str, at: int) -> None:
+        super().__init__()
+        self._label, self._at = label, at
+
+    def step(self, label: str, step: int, *rest: Any) -> None:
+        if label.startswith(self._label) and step == self._at:
+            raise Interrupted("SIGTERM")
+        super().step(label, step, *rest)
+
+
+@pytest.mark.parametrize("kind", ["saved-tied", "tokens"])
+def test_a_stop_inside_a_branch_changes_nothing_and_damage_is_seen(tiny_base: Path, tmp_path: Path, kind: str) -> None:
+    wanted = recipe(tiny_base, tmp_path, KINDS[kind], keep={"bases": "last"})
+    run(wanted, tmp_path / "whole")
+    root = tmp_path / "cut"
+    for label, at in (("iteration 1/2, branch 2", 2), ("iteration 2/2, branch 1", 2)):
+        with pytest.raises(Interrupted):
+            run(wanted, root, progress=_Stopping(label, at))
+    run(wanted, root)
+    (root / "model/model.safetensors").unlink()
+    run(wanted, root)
+    assert hash_file(root / "model/model.safetensors") == hash_file(tmp_path / "whole/model/model.safetensors")
+    assert sorted(path.name for path in (root / "snapshots").iterdir()) == ["02.safetensors"]
+    data = bytearray((root / "snapshots/02.safetensors").read_bytes())
+    data[-1] ^= 1
+    (root / "snapshots/02.safetensors").write_bytes(data)
+    (root / "model/model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"02.safetensors: expected the file that the ledger records, found another"):
+        Ledger.load(root).verify()
+
+
+REFUSED: Sequence[tuple[dict[str, Any], str]] = [
+    ({"merge": {"weights": "search"}}, "bam.merge.weights: expected uniform, tokens or a list"),
+    ({"merge": {"method": "karcher"}}, "bam.merge.method: expected linear or a method by elements"),
+    ({"outer": {"momentum": 0.5}}, "bam.outer: expected learning_rate 1 and momentum 0"),
+]
+
+
+@pytest.mark.parametrize(("bam", "expected"), REFUSED)
+def test_merges_that_need_factors_are_refused_in_the_recipe(
+    tiny_base: Path, tmp_path: Path, bam: dict[str, Any], expected: str
+) -> None:
+    with pytest.raises(UserError, match=expected):
+        recipe(tiny_base, tmp_path, KINDS["tokens"], bam=bam, selection={"source": [{"path": "a"}]})
