@@ -20,9 +20,10 @@ from bam_lora.errors import UserError
 from bam_lora.safetensors_stream import TensorRecord, all_finite, map_tensor, read_header, read_tensor
 from bam_lora.store import hash_file, inside, read_json
 
-__all__ = ["CONFIG_FILE", "WEIGHTS_FILE", "Adapter", "Entry", "Factors"]
+__all__ = ["CONFIG_FILE", "SCALES_FILE", "WEIGHTS_FILE", "Adapter", "Entry", "Factors"]
 
 WEIGHTS_FILE = "adapter_model.safetensors"
+SCALES_FILE = "dora_scales.safetensors"  # beside the adapters of runs only
 
 
 @dataclass(frozen=True)
@@ -144,6 +145,16 @@ class Adapter:
     def mapped(self, record: TensorRecord) -> torch.Tensor:
         """One of its tensors, as stored, read from the disk only where it is used."""
         tensor = map_tensor(self.path / WEIGHTS_FILE, record)
+        self._check_finite(tensor, record)
+        return tensor
+
+    def trained_scales(self, name: str) -> torch.Tensor | None:
+        """(o,) what DoRA multiplied each row of a weight by when its training ended; None where none was recorded."""
+        path = self.path / SCALES_FILE
+        if self._entries[name].magnitude is None or not path.is_file():
+            return None
+        record = read_header(path).tensors[name]
+        tensor = read_tensor(path, record)
         self._check_finite(tensor, record)
         return tensor
 

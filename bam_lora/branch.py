@@ -12,11 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from bam_lora.branch_adapters import no_input_casting, settle_adapter
+from bam_lora.adapters import SCALES_FILE
+from bam_lora.branch_adapters import dora_scales, no_input_casting, settle_adapter
 from bam_lora.branch_callbacks import CheckpointSeal, FiniteGuard, KeepAdapters, MetricsLog, StepReport, StopOnRequest
 from bam_lora.errors import Interrupted, UserError, first_line
 from bam_lora.interrupt import StopRequest
 from bam_lora.machine import peak_memory
+from bam_lora.safetensors_stream import write_tensors
 from bam_lora.store import MANIFEST, digest, fsync_path, seal, verify, write_text
 from bam_lora.views import assert_not_repacked, branch_view, count_linear_modules
 
@@ -164,6 +166,8 @@ def _save_adapter(model: Any, folder: Path, job: BranchJob) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     model.save_pretrained(str(folder), safe_serialization=True)
+    if scales := dora_scales(model):
+        write_tensors(folder / SCALES_FILE, scales)
     (folder / "README.md").unlink(missing_ok=True)  # an empty model card
     path = folder / "adapter_config.json"
     config = json.loads(path.read_text(encoding="utf-8"))

@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
+from bam_lora.adapter_entries import PREFIX
 from bam_lora.errors import UserError
 
 
@@ -28,17 +29,25 @@ def settle_adapter(model: Any, base: Any) -> str | None:
     from peft.utils.other import TrainableTokensWrapper
     from torch import nn
 
-    shared = {id(parameter) for parameter in base.parameters()}
+    originals = dict(base.named_parameters())
+    shared = {id(parameter) for parameter in originals.values()}
     for parameter in model.parameters():
         if parameter.requires_grad:
             assert id(parameter) not in shared, "a branch trains a tensor of its base in place"
             parameter.data = parameter.data.float()
     types = set()
+    for name, parameter in model.named_parameters():
+        plain = name.removeprefix(PREFIX).replace(".base_layer.", ".")
+        if parameter.requires_grad and plain in originals:  # a bias
+            parameter.data.copy_(originals[plain])
+            types.add(_type_of(originals[plain]))
+    for _, layer in _dora_layers(model):
+        next(iter(layer.lora_magnitude_vector.values())).weight.data.copy_(_norms_o(layer))
     for module in model.modules():
         for trained, original in _beginnings(module):
             assert isinstance(trained, nn.Parameter), type(trained)
             trained.data.copy_(original)
-            types.add(str(original.dtype).removeprefix("torch."))
+            types.add(_type_of(original))
         if isinstance(module, TrainableTokensWrapper) and isinstance(module.original_module, nn.Linear):
             # A tied output head: TRL's loss asks it for `weight`, which the wrapper answers with the trained rows, and
             # for `bias`, of which it does not know. Past nn.Module, which would list a bias as the wrapper's own.
@@ -51,6 +60,41 @@ def settle_adapter(model: Any, base: Any) -> str | None:
             remedy="Train fewer kinds of modules whole, or load the base in float32",
         )
     return next(iter(types), None)
+
+
+def _type_of(tensor: Any) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def _dora_layers(model: Any) -> list[tuple[str, Any]]:
+    """(name of its module, layer) of every layer with DoRA."""
+    from peft.tuners.lora.layer import LoraLayer
+
+    named = ((name.removeprefix(PREFIX), module) for name, module in model.named_modules())
+    return [(name, module) for name, module in named if isinstance(module, LoraLayer) and module.lora_magnitude_vector]
+
+
+def _norms_o(layer: Any) -> Any:
+    """The norms of the rows of base plus delta, which DoRA divides by, in float64; of the base as the layer holds it."""
+    from peft.utils.integrations import dequantize_module_weight
+
+    (adapter,) = layer.lora_magnitude_vector
+    weight = dequantize_module_weight(layer.get_base_layer()).detach().float()
+    W_oi = weight.T if layer.fan_in_fan_out else weight
+    B_or, A_ri = layer.lora_B[adapter].weight.detach(), layer.lora_A[adapter].weight.detach()
+    return (W_oi + layer.scaling[adapter] * (B_or @ A_ri)).double().norm(dim=1)
+
+
+def dora_scales(model: Any) -> dict[str, Any]:
+    """{weight: (o,) in fp32: what DoRA multiplies each of its rows by}, on the CPU; empty for other adapters.
+
+    The base that is folded into is not the one that was trained on, which may be quantised: its norms are others.
+    """
+    result = {}
+    for name, layer in _dora_layers(model):
+        (magnitude,) = layer.lora_magnitude_vector.values()
+        result[f"{name}.weight"] = (magnitude.weight.detach().double() / _norms_o(layer)).float().cpu()
+    return result
 
 
 def _beginnings(module: Any) -> list[tuple[Any, Any]]:

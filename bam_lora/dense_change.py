@@ -35,7 +35,7 @@ class BranchWeight:
         value: The weight itself (o, i), which takes the place of the base's, or None.
         indices: Rows that were trained as such, with their values (n, i) in `rows`.
         rows: See `indices`.
-        scales: In place of `magnitude`, what training multiplied each slice along `axis` by in the end, or None.
+        scales: What the training multiplied each slice along `axis` by in the end, magnitude / norm, or None.
         seen: The types that the base's weight was rounded to, one after the other, before training saw it; empty:
             values, rows and magnitudes are taken as they are.
     """
@@ -134,10 +134,13 @@ class _Branch:
         change = torch.zeros_like(original) if product is None else product
         if weight.value is not None:
             change += weight.value[first:stop].to(original.dtype) - self._seen(original)
-        if weight.scales is not None:
+        if weight.magnitude is not None:
+            # The norm is that of the weight training saw, quantised perhaps: with the base's own, a scale would not be
+            # 1 where nothing was learned, and every iteration would shrink the weight by what quantising shrinks it.
+            assert weight.scales is not None, "a branch of a run records them"
             scales = weight.scales[first:stop, None] if weight.axis == 0 else weight.scales
-            scales = scales.to(original.dtype)
-            change = (scales - 1) * original + scales * change
+            scales = scales.double()
+            change = ((scales - 1) * original.double() + scales * change.double()).to(original.dtype)
         if weight.rows is not None and weight.indices is not None:
             inside = (weight.indices >= first) & (weight.indices < stop)
             own = weight.indices[inside] - first

@@ -53,7 +53,11 @@ def snapshot_record(root: Path, path: str, names: Iterable[str], same: Mapping[s
 
 
 def newest_snapshot(history: Sequence[Entry], name: str) -> tuple[int, tuple[str, str] | None]:
-    """(position of the first iteration after a weight's newest snapshot, (its file, the tensor in it)), or (0, None)."""
+    """Where a weight's newest snapshot is.
+
+    Returns:
+        (position of the first iteration after it, (its file, the tensor in it)), or (0, None).
+    """
     for position in range(len(history), 0, -1):
         snapshot = history[position - 1]["snapshot"]
         if snapshot and name in snapshot["names"]:

@@ -205,6 +205,7 @@ def branch_weight(adapter: Adapter, name: str) -> BranchWeight | None:
         value=None if whole is None else adapter.mapped(whole).view(entry.value_shape),
         indices=None if tokens is None else torch.tensor(tokens.indices),
         rows=None if tokens is None else adapter.read(tokens.values),
+        scales=adapter.trained_scales(name),
     )
 
 

@@ -23,7 +23,15 @@ class Lora(Section):
     )
     dropout: float = Field(default=0.0, ge=0, lt=1, description="Dropout on the adapter's input.")
     rslora: bool = Field(default=False, description="Scale by alpha/√r instead of alpha/r (rank-stabilised LoRA).")
-    dora: Literal[False] = Field(default=False, description="Weight-decomposed LoRA: not in this version.")
+    dora: bool = Field(
+        default=False,
+        description="Weight-decomposed LoRA: a magnitude for every row beside the factors. Each iteration keeps the "
+        "fp32 weights of all adapted layers in the ledger.",
+    )
+    bias: Literal["none", "all", "lora_only"] = Field(
+        default="none", description="Biases of the base that are trained: none, all, or those of adapted layers."
+    )
+    lora_bias: bool = Field(default=False, description="A bias on the adapter's second factor, for layers with a bias.")
     modules_to_save: list[str] = Field(
         default=[],
         description="Modules that are trained whole, such as `embed_tokens` or `lm_head`, by the end of their names; "
@@ -48,8 +56,8 @@ class Lora(Section):
     @property
     def beside_factors(self) -> str | None:
         """The first key by which more is trained than low-rank factors, or None."""
-        keys = ("modules_to_save", "trainable_token_indices")
-        return next((key for key in keys if getattr(self, key)), None)
+        keys = ("dora", "modules_to_save", "trainable_token_indices")
+        return "bias" if self.bias != "none" else next((key for key in keys if getattr(self, key)), None)
 
     def arguments(self) -> dict[str, Any]:
         """All of it as keyword arguments of PEFT's `LoraConfig`."""
@@ -59,6 +67,9 @@ class Lora(Section):
             "target_modules": self.target_modules,
             "lora_dropout": self.dropout,
             "use_rslora": self.rslora,
+            "use_dora": self.dora,
+            "bias": self.bias,
+            "lora_bias": self.lora_bias,
             "modules_to_save": self.modules_to_save or None,
             "trainable_token_indices": self.trainable_token_indices or None,
             "ensure_weight_tying": bool(self.modules_to_save) and self.ensure_weight_tying,

@@ -21,11 +21,6 @@ from bam_lora.recipe_values import FINDINGS, WRONG_VALUE, Finding, Words
 from bam_lora.recipe_values import Path as KeyPath
 from bam_lora.recipe_yaml import Located, Place
 
-_LATER: dict[tuple[KeyPath, Any], str] = {
-    (("lora", "dora"), True): "false",
-}
-"""Values that the design knows and this version does not, and what there is instead."""
-
 
 def find_problems(values: Any, error: ValidationError) -> list[Finding]:
     """Everything wrong with a raw recipe.
@@ -128,8 +123,6 @@ def _translate(item: Any) -> Iterator[Finding]:
         yield path, f"expected text as a key, found {_show(path[-1])}"
     elif kind == "missing":
         yield path, f"expected {_expected(path)}, found nothing; the key is required"
-    elif isinstance(found, str | bool) and (path, found) in _LATER:
-        yield path, f"{_show(found)} is not in this version; use {_LATER[path, found]}"
     else:
         expected = item["ctx"]["expected"] if kind == WRONG_VALUE else _expected(path)
         yield path, f"expected {expected}, found {_show(found)}{_advice(kind, found)}"

@@ -11,9 +11,11 @@ import peft
 import pytest
 import torch
 import transformers
+from bitsandbytes.functional import dequantize_4bit
 from conftest import ENGLISH, GERMAN, write_jsonl
 from safetensors.torch import load_file
 
+from bam_lora.base import Loading, load_model
 from bam_lora.errors import Interrupted, UserError
 from bam_lora.export import export_adapter
 from bam_lora.ledger import Ledger
@@ -29,8 +31,41 @@ KINDS: dict[str, dict[str, Any]] = {
     "saved-apart": {"modules_to_save": ["embed_tokens"], "ensure_weight_tying": False},
     "saved-both-ends": {"modules_to_save": ["embed_tokens", "lm_head"], "ensure_weight_tying": False},
     "tokens": {"trainable_token_indices": TOKENS},
+    "dora": {"dora": True, "target_modules": ["q_proj", "down_proj"]},
+    "dora-and-saved": {"dora": True, "target_modules": ["v_proj"], "modules_to_save": ["embed_tokens"]},
+    "bias": {"bias": "all", "target_modules": ["q_proj"]},
+    "lora-bias": {"bias": "lora_only", "lora_bias": True, "target_modules": ["q_proj", "o_proj"]},
 }
-STAYS_TIED = ("saved-tied", "tokens")
+PARTED = ("saved-apart", "saved-both-ends")
+CHANGED = {
+    "dora": "model.layers.0.mlp.down_proj.weight",
+    "bias": "model.layers.1.self_attn.k_proj.bias",
+    "lora-bias": "model.layers.1.self_attn.o_proj.bias",
+}
+
+
+def base_of(kind: str, tiny_base: Path, folder: Path, dtype: torch.dtype = torch.bfloat16) -> Path:
+    """The base that a kind is tried on: with biases where they are trained, in full precision where that is asked."""
+    config = transformers.AutoConfig.from_pretrained(tiny_base)
+    config.attention_bias = "bias" in kind
+    model = transformers.AutoModelForCausalLM.from_pretrained(tiny_base, config=config, dtype=dtype)
+    generator = torch.Generator().manual_seed(0)
+    for name, parameter in model.named_parameters():
+        if name.endswith(".bias"):
+            parameter.data = torch.randn(parameter.shape, generator=generator).to(dtype) * 0.1
+    model.save_pretrained(folder)
+    transformers.AutoTokenizer.from_pretrained(tiny_base).save_pretrained(folder)
+    return folder
+
+
+def shown(folder: Path) -> dict[str, torch.Tensor]:
+    """The weights as training in 4 bits sees them, in float64."""
+    model = load_model(folder, Loading(4))
+    weights = {f"{name}.weight": module.weight for name, module in model.named_modules() if hasattr(module, "weight")}
+    return {
+        name: (dequantize_4bit(weight, weight.quant_state) if hasattr(weight, "quant_state") else weight).double()
+        for name, weight in weights.items()
+    }
 
 
 def recipe(base: Path, folder: Path, lora: dict[str, Any], **changes: Any) -> Recipe:
@@ -62,14 +97,32 @@ def branch(root: Path, iteration: int, number: int) -> tuple[dict[str, torch.Ten
     return {name.removeprefix("base_model.model."): tensor for name, tensor in tensors.items()}, config
 
 
-def learned(root: Path, iteration: int, number: int, name: str, began: torch.Tensor) -> torch.Tensor:
-    """What a branch has added to a weight, in float64; `began` is the base's value as it lay on the disk."""
+def learned(
+    root: Path,
+    iteration: int,
+    number: int,
+    name: str,
+    began: torch.Tensor,
+    exact: torch.Tensor,
+    quantised: torch.Tensor,
+) -> torch.Tensor:
+    """What a branch has added to a weight, in float64.
+
+    `began` is the base's value as it lay on the disk, `exact` without any rounding, `quantised` in 4 bits.
+    """
     tensors, config = branch(root, iteration, number)
     module = name.removesuffix(".weight")
     change = torch.zeros_like(began, dtype=torch.float64)
     if f"{module}.lora_A.weight" in tensors:
         A, B = (tensors[f"{module}.lora_{half}.weight"].double() for half in "AB")
         change += config["lora_alpha"] / config["r"] * B @ A
+    if name.endswith(".bias") and f"{name.removesuffix('.bias')}.lora_B.bias" in tensors:
+        change += config["lora_alpha"] / config["r"] * tensors[f"{name.removesuffix('.bias')}.lora_B.bias"].double()
+    if f"{module}.lora_magnitude_vector" in tensors:
+        norms = (quantised + change).norm(dim=1)
+        scales = (tensors[f"{module}.lora_magnitude_vector"].double() / norms)[:, None]
+        change = (scales - 1) * exact + scales * change
+    name = name.replace(".bias", ".base_layer.bias") if name.replace(".bias", ".base_layer.bias") in tensors else name
     if name in tensors:
         change += tensors[name].double() - began.double()
     rows = tensors.get(f"{EMBEDDING.removesuffix('.weight')}.token_adapter.trainable_tokens_delta")
@@ -92,16 +145,17 @@ def nearly_all_equal(found: torch.Tensor, wanted: torch.Tensor) -> bool:
 
 @pytest.mark.parametrize("kind", list(KINDS))
 def test_two_iterations_add_up_what_every_branch_has_learned(tiny_base: Path, tmp_path: Path, kind: str) -> None:
-    root = tmp_path / "run"
-    run(recipe(tiny_base, tmp_path, KINDS[kind]), root)
-    ledger, base = Ledger.load(root), weights_of(tiny_base)
+    root, original = tmp_path / "run", base_of(kind, tiny_base, tmp_path / "base")
+    run(recipe(original, tmp_path, KINDS[kind]), root)
+    ledger, base = Ledger.load(root), weights_of(original)
     exact = {name: tensor.double() for name, tensor in base.items()}
-    folders = [tiny_base, root / "iterations/01/base", root / "iterations/02/base"]
+    folders = [original, root / "iterations/01/base", root / "iterations/02/base"]
     changed = set()
     for iteration in (1, 2):
-        before = weights_of(folders[iteration - 1])
+        before, seen = weights_of(folders[iteration - 1]), shown(folders[iteration - 1])
         for name in exact:
-            deltas = [learned(root, iteration, number, name, before[name]) for number in (1, 2)]
+            began = (before[name], exact[name], seen.get(name, exact[name]))
+            deltas = [learned(root, iteration, number, name, *began) for number in (1, 2)]
             changed |= {name} if any(delta.any() for delta in deltas) else set()
             exact[name] += 0.75 * deltas[0] + 0.5 * deltas[1]
         for name, found in weights_of(folders[iteration]).items():
@@ -111,12 +165,12 @@ def test_two_iterations_add_up_what_every_branch_has_learned(tiny_base: Path, tm
         if start is not None:
             change = exact[name].view(start.shape) - base[name].double().view(start.shape)
             assert (start.double() - exact[name].view(start.shape)).abs().max() <= 1e-5 * change.abs().max()
-    assert EMBEDDING in changed
+    assert CHANGED.get(kind, EMBEDDING) in changed
     assert set(ledger.names()) <= changed | {HEAD}
     model = transformers.AutoModelForCausalLM.from_pretrained(root / "model")
-    assert model.config.tie_word_embeddings is (kind in STAYS_TIED)
-    assert torch.equal(model.lm_head.weight, model.model.embed_tokens.weight) is (kind in STAYS_TIED)
-    assert (HEAD in load_file(root / "model" / "model.safetensors")) is (kind not in STAYS_TIED)
+    assert model.config.tie_word_embeddings is (kind not in PARTED)
+    assert torch.equal(model.lm_head.weight, model.model.embed_tokens.weight) is (kind not in PARTED)
+    assert (HEAD in load_file(root / "model" / "model.safetensors")) is (kind in PARTED)
     with pytest.raises(UserError, match="expected low-rank merges, found an iteration with full weights"):
         export_adapter(root, tmp_path / "adapter")
 
@@ -124,23 +178,23 @@ def test_two_iterations_add_up_what_every_branch_has_learned(tiny_base: Path, tm
 @pytest.mark.parametrize("kind", list(KINDS))
 def test_one_branch_is_what_peft_merges(tiny_base: Path, tmp_path: Path, kind: str) -> None:
     """In fp32, where nothing is rounded on the way, the run's model is PEFT's."""
-    full = transformers.AutoModelForCausalLM.from_pretrained(tiny_base).float()
-    full.save_pretrained(tmp_path / "base")
-    transformers.AutoTokenizer.from_pretrained(tiny_base).save_pretrained(tmp_path / "base")
+    base = base_of(kind, tiny_base, tmp_path / "base", torch.float32)
     settings: dict[str, Any] = {
         "bam": {"slices": 1, "branches": 1},
         "quantization": {"bits": 16, "compute_dtype": "float32"},
         "evaluation": {},
     }
     root = tmp_path / "run"
-    run(recipe(tmp_path / "base", tmp_path, KINDS[kind], **settings), root)
+    run(recipe(base, tmp_path, KINDS[kind], **settings), root)
     adapter = root / "iterations/01/branch-1/adapter"
-    adapted = peft.PeftModel.from_pretrained(full, str(adapter)).eval()
+    adapted = peft.PeftModel.from_pretrained(
+        transformers.AutoModelForCausalLM.from_pretrained(base), str(adapter)
+    ).eval()
     found = transformers.AutoModelForCausalLM.from_pretrained(root / "model").eval()
     tokens = torch.tensor([[*TOKENS, *range(40, 60), *TOKENS]])
     with torch.no_grad():
         wanted, logits = adapted(input_ids=tokens).logits, found(input_ids=tokens).logits
-        before = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "base")(input_ids=tokens).logits
+        before = transformers.AutoModelForCausalLM.from_pretrained(base)(input_ids=tokens).logits
     assert (wanted - before).abs().max() > 1e-3
     assert (logits - wanted).abs().max() <= 1e-4 * (wanted - before).abs().max()
 
@@ -158,7 +212,7 @@ class _Stopping(RunProgress):
         super().step(label, step, *rest)
 
 
-@pytest.mark.parametrize("kind", ["saved-tied", "tokens"])
+@pytest.mark.parametrize("kind", ["saved-tied", "tokens", "dora"])
 def test_a_stop_inside_a_branch_changes_nothing_and_damage_is_seen(tiny_base: Path, tmp_path: Path, kind: str) -> None:
     wanted = recipe(tiny_base, tmp_path, KINDS[kind], keep={"bases": "last"})
     run(wanted, tmp_path / "whole")

@@ -143,16 +143,6 @@ def test_weights_that_are_right():
     assert recipe(bam={"merge": {"weights": "tokens"}}).bam.merge.weights == "tokens"
 
 
-@pytest.mark.parametrize(
-    ("sections", "expected"),
-    [
-        ({"lora": {"dora": True}}, "lora.dora: true is not in this version; use false"),
-    ],
-)
-def test_what_later_versions_bring_says_so(sections, expected):
-    assert expected in message(**sections)
-
-
 LOCAL = {"path": "/files/a.jsonl"}
 SELECTION = {"target": [{"path": "/files/b.jsonl"}], "source": [{"path": "/files/c.jsonl"}]}
 
