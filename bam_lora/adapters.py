@@ -17,7 +17,7 @@ from bam_lora.adapter_config import CONFIG_FILE, check_config
 from bam_lora.adapter_entries import Entry, LowRank, entries_of
 from bam_lora.adapter_promises import check_promises
 from bam_lora.errors import UserError
-from bam_lora.safetensors_stream import TensorRecord, all_finite, map_tensor, read_header, read_tensor
+from bam_lora.safetensors_stream import Header, TensorRecord, all_finite, map_tensor, read_header, read_tensor
 from bam_lora.store import hash_file, inside, read_json
 
 __all__ = ["CONFIG_FILE", "SCALES_FILE", "WEIGHTS_FILE", "Adapter", "Entry", "Factors"]
@@ -38,8 +38,9 @@ class Factors:
 class Adapter:
     """A checked PEFT LoRA adapter; its tensors are read only when asked for."""
 
-    def __init__(self, path: Path, config: Mapping[str, Any], entries: Mapping[str, Entry]) -> None:
+    def __init__(self, path: Path, config: Mapping[str, Any], entries: Mapping[str, Entry], header: Header) -> None:
         self.path = path
+        self._header = header
         self.config = dict(config)
         self._entries = dict(entries)
         # The factors of fused experts lie side by side in one tensor each: read once, not once an expert.
@@ -67,7 +68,7 @@ class Adapter:
                 str(header.path), expected="LoRA tensors", found="none", remedy="Train or export the adapter again"
             )
         check_promises(header.path, config, entries)
-        return cls(folder, config, entries)
+        return cls(folder, config, entries, header)
 
     @property
     def names(self) -> list[str]:
@@ -165,10 +166,9 @@ class Adapter:
 
     def identity(self) -> dict[str, Any]:
         """What tells it from another: its configuration, and of the weights the header, the size and the time."""
-        weights = self.path / WEIGHTS_FILE
-        header, status = read_header(weights), weights.stat()
-        config = hash_file(self.path / CONFIG_FILE)
-        return {"config": config, "header": header.raw.hex(), "bytes": status.st_size, "time_ns": status.st_mtime_ns}
+        status = (self.path / WEIGHTS_FILE).stat()
+        config, header = hash_file(self.path / CONFIG_FILE), self._header.raw.hex()
+        return {"config": config, "header": header, "bytes": status.st_size, "time_ns": status.st_mtime_ns}
 
     def hashes(self) -> dict[str, dict[str, Any]]:
         """{file: {"bytes", "sha256"}} of the two files that make the adapter."""

@@ -75,7 +75,7 @@ def _dora_layers(model: Any) -> list[tuple[str, Any]]:
 
 
 def _norms_o(layer: Any) -> Any:
-    """The norms of the rows of base plus delta, which DoRA divides by, in float64; of the base as the layer holds it."""
+    """The norms of the rows of base plus delta, which DoRA divides by, in float64, as the layer holds it."""
     from peft.utils.integrations import dequantize_module_weight
 
     (adapter,) = layer.lora_magnitude_vector

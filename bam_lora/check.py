@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import shutil
 import tempfile
 from collections.abc import Iterable, Mapping
@@ -16,7 +17,9 @@ from bam_lora.check_data import data_lines
 from bam_lora.checkpoint import Checkpoint, open_checkpoint
 from bam_lora.default_template import settle_template
 from bam_lora.dense_methods import DENSE_METHODS
+from bam_lora.difference import Known
 from bam_lora.errors import UserError
+from bam_lora.fold_plan import EMBEDDING_NAMES
 from bam_lora.ledger import LEDGER_FILE
 from bam_lora.module_weights import require_patterns
 from bam_lora.plan import describe_merge, iteration_count, merge_settings
@@ -24,6 +27,7 @@ from bam_lora.planning import require_groups, slicing_of
 from bam_lora.quiet import quiet_libraries
 from bam_lora.recipe import EvaluationSource, Recipe, Source
 from bam_lora.recipe_chat import has_chat
+from bam_lora.rehearsal import require_mergeable
 from bam_lora.slice_groups import ColumnValues
 from bam_lora.sources import open_source, read_rows, read_texts, text_source
 from bam_lora.store import require_space
@@ -51,6 +55,7 @@ def check_recipe(recipe: Recipe) -> str:
     require_fitting_base(recipe.base, folder, tokenizer, recipe.data.sequence_length)
     require_targets(folder, recipe.lora.target_modules)
     require_patterns(folder, recipe.lora.target_modules, recipe.bam.merge.weights_by_module)
+    require_mergeable(folder, folder, Known(None), recipe.lora, recipe.bam.merge.method, recipe.quantization.bits)
     checkpoint = open_checkpoint(folder)
     lines = [f"base        {recipe.base}: {_parameters(checkpoint):,} parameters"]
     lines += [f"chat        {note}"] if note else []
@@ -173,11 +178,16 @@ def _disk_lines(recipe: Recipe, folder: Path, checkpoint: Checkpoint) -> list[st
     # While one iteration's model is folded the one before it is still there; optimizer states are twice the adapter.
     needed = 2 * weights + recipe.slices * adapter + 3 * recipe.training.save_total_limit * adapter
     note = ""
-    if recipe.bam.merge.method in DENSE_METHODS:
+    by_elements = recipe.bam.merge.method if recipe.bam.merge.method in DENSE_METHODS else None
+    key = by_elements or recipe.lora.beside_factors
+    if key is not None:
         kept = iteration_count(recipe) if recipe.keep.bases == "all" else 2
-        whole = sum(4 * rows * columns for rows, columns in matrices)
+        whole = sum(4 * rows * columns for rows, columns in matrices) if by_elements or recipe.lora.dora else 0
+        embeddings = [r.shape for name, r in checkpoint.tensors().items() if name.endswith(EMBEDDING_NAMES)]
+        if recipe.lora.modules_to_save or recipe.lora.trainable_token_indices:
+            whole += sum(4 * math.prod(shape) for shape in embeddings)
         needed += kept * whole
-        note = f"; {recipe.bam.merge.method} keeps whole weights of up to {kept} iterations, {whole / 1e9:.2f} GB each"
+        note = f"; {key} keeps whole weights of up to {kept} iterations, at most {whole / 1e9:.2f} GB each"
     output = Path(recipe.output).expanduser().absolute()
     require_space(output, needed, f"{recipe.slices} adapters and two folded models")
     free = shutil.disk_usage(next(path for path in (output, *output.parents) if path.exists())).free

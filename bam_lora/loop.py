@@ -28,6 +28,7 @@ from bam_lora.progress import RunProgress
 from bam_lora.quiet import quiet, quiet_libraries
 from bam_lora.recipe import Recipe
 from bam_lora.recipe_chat import has_chat
+from bam_lora.rehearsal import require_mergeable
 from bam_lora.report import collect, model_card, write_report
 from bam_lora.report.chain import chain_of
 from bam_lora.rundir import (
@@ -154,6 +155,9 @@ def _prepare(
     if recipe.script is None:  # else they are PEFT's to find
         require_targets(start, recipe.lora.target_modules)
     require_patterns(start, recipe.lora.target_modules, recipe.bam.merge.weights_by_module)
+    if recipe.script is None:  # a script has an adapter of its own
+        method, bits = recipe.bam.merge.method, recipe.quantization.bits
+        require_mergeable(start, original.folder, ledger.view(0), recipe.lora, method, bits)
     limit = context_length(start)
     evaluation = evaluation_windows(recipe, tokenizer, directory.evaluation, limit, front.read_set)
     selection = selection_windows(recipe, tokenizer, directory.selection, limit, front.read_set)

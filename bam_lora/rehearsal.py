@@ -1,0 +1,130 @@
+"""What a run's branches will train, found on a model without weights: what cannot be folded is refused at the start.
+
+Only changes that are not low rank need it: products of two factors can be cut and turned as the base stores its weight.
+"""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bam_lora.adapter_config import is_inside
+from bam_lora.adapter_entries import entries_of
+from bam_lora.adapters import WEIGHTS_FILE, Adapter
+from bam_lora.checkpoint import open_checkpoint
+from bam_lora.dense_methods import DENSE_METHODS
+from bam_lora.errors import UserError, first_line
+from bam_lora.fold_plan import Changes
+from bam_lora.merge import MergedAdapters
+from bam_lora.recipe_lora import Lora
+from bam_lora.safetensors_stream import Header, TensorRecord
+from bam_lora.snapshots import find_parts
+
+
+class _Untrained(Adapter):
+    """An adapter of which only names, shapes and kinds are known: every number is zero, and takes no memory."""
+
+    def read(self, record: TensorRecord) -> torch.Tensor:
+        return torch.zeros(1).expand(record.shape)
+
+    def mapped(self, record: TensorRecord) -> torch.Tensor:
+        return self.read(record)
+
+
+def require_mergeable(start: Path, original: Path, before: Changes, lora: Lora, method: str, bits: int) -> None:
+    """Checks that what the branches will train can be merged and folded, where that is not plain LoRA added up.
+
+    Args:
+        start: The model that the first branches are trained on.
+        original: The base that is folded into.
+        before: What was added to it before.
+        lora: The adapter.
+        method: The merge method.
+        bits: Of the frozen base.
+
+    Raises:
+        UserError: Naming the setting, or the weight that the base does not store as such a merge needs it.
+    """
+    if lora.beside_factors is None and method not in DENSE_METHODS:
+        return
+    model = _bare_model(start)
+    _require_rows(model, lora)
+    adapter = _rehearsed(model, lora)
+    for saved in lora.modules_to_save:
+        _require_module(adapter, saved)
+    if bits < 16:
+        _require_not_quantised(model)
+    merged = MergedAdapters([adapter], [1.0], method if method in DENSE_METHODS else "linear")
+    names = [name for name in merged.names() if merged.is_dense(name)]
+    find_parts(open_checkpoint(original), before, merged, names)
+
+
+def _bare_model(folder: Path) -> Any:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(str(folder)))
+
+
+def _rehearsed(model: Any, lora: Lora) -> Adapter:
+    """The adapter as PEFT would put it on the model and save it."""
+    from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
+
+    try:
+        # PEFT warns again when the branches are trained.
+        with torch.device("meta"), warnings.catch_warnings(action="ignore"):
+            adapted = get_peft_model(model, LoraConfig(**lora.arguments(), task_type="CAUSAL_LM"))
+    except (ValueError, TypeError, NotImplementedError, AttributeError) as error:
+        raise UserError.of(
+            "lora", expected="an adapter that PEFT can put on the base", found=first_line(error), remedy="Change it"
+        ) from error
+    tensors = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+    records = {name: TensorRecord(name, "F32", tuple(one.shape), 0, 0) for name, one in tensors.items()}
+    settings = adapted.peft_config["default"].to_dict()
+    config = {key: sorted(value) if isinstance(value, set) else value for key, value in settings.items()}
+    folder = Path("lora")  # for errors
+    header = Header(folder / WEIGHTS_FILE, b"", records, None, 0)
+    return _Untrained(folder, config, entries_of(folder, config, header), header)
+
+
+def _require_rows(model: Any, lora: Lora) -> None:
+    stated = lora.trainable_token_indices
+    for rows in stated.values() if isinstance(stated, dict) else [stated]:
+        vocabulary = model.get_input_embeddings().weight.shape[0]
+        if rows and max(rows) >= vocabulary:
+            raise UserError.of(
+                "lora.trainable_token_indices",
+                expected=f"token numbers below {vocabulary}, the base's vocabulary",
+                found=str(max(rows)),
+                remedy="Change the list",
+            )
+
+
+def _require_module(adapter: Adapter, saved: str) -> None:
+    if not any(entry.value and is_inside(saved, name) for name in adapter.names if (entry := adapter.entry(name))):
+        raise UserError.of(
+            "lora.modules_to_save",
+            expected="ends of names of the base's modules, such as embed_tokens, lm_head or norm",
+            found=repr(saved),
+            remedy="Change the list",
+        )
+
+
+def _require_not_quantised(model: Any) -> None:
+    """Of all linear layers only the output head is left as it is in 4 and 8 bits."""
+    from peft.utils.other import ModulesToSaveWrapper
+
+    head = model.get_output_embeddings()
+    for name, module in model.named_modules():
+        if not isinstance(module, ModulesToSaveWrapper) or module is head:
+            continue
+        if any(isinstance(one, torch.nn.Linear) for one in module.original_module.modules()):
+            raise UserError.of(
+                "lora.modules_to_save",
+                expected="modules that are not quantised: embeddings, norms, the output head",
+                found=f"{name}, with a linear layer",
+                remedy="Leave it to the adapter, or set quantization.bits to 16",
+            )
