@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from bam_lora import loftq
 from bam_lora.adapters import SCALES_FILE
 from bam_lora.branch_adapters import dora_scales, no_input_casting, settle_adapter
 from bam_lora.branch_callbacks import CheckpointSeal, FiniteGuard, KeepAdapters, MetricsLog, StepReport, StopOnRequest
@@ -26,6 +27,7 @@ ADAPTER = "adapter"
 CHECKPOINTS = "checkpoints"
 METRICS = "metrics.jsonl"
 TRAJECTORY = "trajectory"
+INITIAL = "initial.safetensors"
 OnStep = Callable[[int, float | None], None]
 _FULL_BYTES = 1 << 20
 
@@ -53,6 +55,7 @@ class BranchJob:
     tokens: int
     base_name: str
     keep_checkpoints: bool = False
+    loftq: bool = False
 
 
 def train_branch(
@@ -80,6 +83,8 @@ def train_branch(
         return dict(done["facts"])
     (folder / MANIFEST).unlink(missing_ok=True)
     folder.mkdir(parents=True, exist_ok=True)
+    if job.loftq and not (folder / INITIAL).is_file():  # without what it began with no checkpoint is of use
+        shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
     checkpoint = newest_checkpoint(folder / CHECKPOINTS, job.key)
     seconds_before = _forget_metrics_after(folder / METRICS, checkpoint)
     started = time.monotonic()
@@ -95,15 +100,17 @@ def train_branch(
         if checkpoint is None:
             shutil.rmtree(folder / TRAJECTORY, ignore_errors=True)
         # Before the seal: a branch goes on from a sealed checkpoint, and would not come by this step again.
-        callbacks.insert(0, KeepAdapters(folder / TRAJECTORY, lambda model, place: _save_adapter(model, place, job)))
+        keep = KeepAdapters(folder / TRAJECTORY, lambda model, place: _save_adapter(model, place, job, initial))
+        callbacks.insert(0, keep)
     trainer = make(branch_view(model), folder / CHECKPOINTS, callbacks)
     whole_in = _settle(trainer, model)
+    initial = loftq.begin(trainer.model, folder / INITIAL, fresh=checkpoint is None) if job.loftq else {}
     with _clear_when_full(folder), no_input_casting(trainer):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if trainer.state.global_step < job.steps:
         raise Interrupted(stop.signal_name)
     with _clear_when_full(folder):
-        _save_adapter(trainer.model, folder / ADAPTER, job)
+        _save_adapter(trainer.model, folder / ADAPTER, job, initial)
     facts = {
         "seconds": seconds_before + time.monotonic() - started,
         "steps": job.steps,
@@ -118,6 +125,7 @@ def train_branch(
     del trainer
     gc.collect()
     shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+    (folder / INITIAL).unlink(missing_ok=True)
     fsync_path(folder / METRICS)
     seal(folder, job.key, facts, parts=[ADAPTER, METRICS])
     return facts
@@ -161,7 +169,7 @@ def _settle(trainer: Any, base: Any) -> str | None:
     return whole_in
 
 
-def _save_adapter(model: Any, folder: Path, job: BranchJob) -> None:
+def _save_adapter(model: Any, folder: Path, job: BranchJob, initial: loftq.Tensors) -> None:
     """Writes the adapter as PEFT does, its config in a fixed order and naming the base the user named."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
@@ -175,6 +183,8 @@ def _save_adapter(model: Any, folder: Path, job: BranchJob) -> None:
     # PEFT keeps some lists as sets, in no order; that of token numbers is the order of their rows.
     ordered = {name: sorted(value) if _is_names(value) else value for name, value in config.items()}
     write_text(path, json.dumps(ordered, indent=2, sort_keys=True) + "\n")
+    if initial:
+        loftq.subtract(folder, initial)
     for file in folder.iterdir():
         fsync_path(file)
 

@@ -117,10 +117,12 @@ def no_input_casting(trainer: Any) -> Iterator[None]:
     """Keeps PEFT from casting every layer's input to the adapter's fp32 where autocast casts it straight back.
 
     PEFT leaves it be where it sees autocast, but asks about CUDA's only; on a CPU the two casts cost a tenth of a step.
-    A cast to fp32 and back changes no bit. PEFT's own `disable_input_dtype_casting` fails on layers of token rows.
+    A cast to fp32 and back changes no bit; but dropout between the two does, so with dropout they stay. PEFT's own
+    `disable_input_dtype_casting` fails on layers of token rows.
     """
     switch = "cast_input_dtype_enabled"
-    active = trainer.args.bf16 or trainer.args.fp16
+    dropout = any(config.lora_dropout for config in trainer.model.peft_config.values())
+    active = (trainer.args.bf16 or trainer.args.fp16) and not dropout
     layers = [module for module in trainer.model.modules() if active and getattr(module, switch, False)]
     for layer in layers:
         setattr(layer, switch, False)

@@ -20,6 +20,7 @@ from bam_lora.dense_methods import DENSE_METHODS
 from bam_lora.difference import Known
 from bam_lora.errors import UserError
 from bam_lora.fold_plan import EMBEDDING_NAMES
+from bam_lora.front import Front
 from bam_lora.ledger import LEDGER_FILE
 from bam_lora.module_weights import require_patterns
 from bam_lora.plan import describe_merge, iteration_count, merge_settings
@@ -55,7 +56,8 @@ def check_recipe(recipe: Recipe) -> str:
     require_fitting_base(recipe.base, folder, tokenizer, recipe.data.sequence_length)
     require_targets(folder, recipe.lora.target_modules)
     require_patterns(folder, recipe.lora.target_modules, recipe.bam.merge.weights_by_module)
-    require_mergeable(folder, folder, Known(None), recipe.lora, recipe.bam.merge.method, recipe.quantization.bits)
+    method, bits = recipe.bam.merge.method, recipe.quantization.bits
+    require_mergeable(folder, folder, Known(None), Front(recipe).adapter_config(), method, bits)
     checkpoint = open_checkpoint(folder)
     lines = [f"base        {recipe.base}: {_parameters(checkpoint):,} parameters"]
     lines += [f"chat        {note}"] if note else []

@@ -154,7 +154,7 @@ def place(checkpoint: Checkpoint, changes: Changes, names: Mapping[str, str]) ->
     tensors = checkpoint.tensors()
     stored = stored_parameters(checkpoint.config, tensors)
     for name in changes.names():
-        pieces = _pieces(names.get(name, name), tensors, stored)
+        pieces = find_pieces(names.get(name, name), tensors, stored)
         if pieces is None:
             missing.append(name)
             continue
@@ -191,7 +191,10 @@ def check_apart(checkpoint: Checkpoint, plan: FoldPlan) -> None:
                 )
 
 
-def _pieces(name: str, tensors: Mapping[str, TensorRecord], stored: Mapping[str, list[Piece]]) -> list[Piece] | None:
+def find_pieces(
+    name: str, tensors: Mapping[str, TensorRecord], stored: Mapping[str, list[Piece]]
+) -> list[Piece] | None:
+    """Where a parameter is stored, or None; `stored` are the parameters whose names are not those of tensors."""
     record = tensors.get(name)
     if record is not None and len(record.shape) <= 2:
         return [Piece(name, None, (0, as_matrix(record.shape)[0]), False)]
@@ -200,7 +203,7 @@ def _pieces(name: str, tensors: Mapping[str, TensorRecord], stored: Mapping[str,
 
 def _place_one(plan: FoldPlan, checkpoint: Checkpoint, changes: Changes, name: str, pieces: list[Piece]) -> str | None:
     """Enters one weight into the plan, or says what is wrong with its shape."""
-    records = [_stored_matrix(checkpoint, piece) for piece in pieces]
+    records = [stored_matrix(checkpoint, piece) for piece in pieces]
     turned_sizes = [
         as_matrix(record.shape)[:: -1 if piece.transposed else 1] for record, piece in zip(records, pieces, strict=True)
     ]
@@ -221,7 +224,7 @@ def _place_one(plan: FoldPlan, checkpoint: Checkpoint, changes: Changes, name: s
     return None
 
 
-def _stored_matrix(checkpoint: Checkpoint, piece: Piece) -> TensorRecord:
+def stored_matrix(checkpoint: Checkpoint, piece: Piece) -> TensorRecord:
     """The part of a stored tensor that a piece is, as a record of its own."""
     record = checkpoint.tensors()[piece.tensor]
     if record.dtype not in TORCH_DTYPES:

@@ -15,7 +15,7 @@ from bam_lora.recipe import Recipe
 from bam_lora.rundir import RunDirectory
 from bam_lora.scoring import SetSource, read_set
 from bam_lora.scoring_sets import scoring_load, training_load
-from bam_lora.sft_branch import SftBranch
+from bam_lora.sft_branch import SftBranch, adapter_config
 
 PreparePart = Callable[[Path, str], dict[str, Any]]
 """Makes the data of a run at a folder, under a key, or finds it there; gives its facts, as `data.prepare` does."""
@@ -47,6 +47,10 @@ class Front:
     def epoch_steps(self, part: SlicePlan) -> int:
         """Optimizer steps of one pass over a slice."""
         return epoch_steps(self.recipe, part)
+
+    def adapter_config(self) -> Any:
+        """The `LoraConfig` of the branches."""
+        return adapter_config(self.recipe.lora.arguments())
 
     def trainer(self, directory: RunDirectory, tokenizer: Any, branch: BranchPlan) -> MakeTrainer:
         """What makes the trainer of a branch."""

@@ -155,9 +155,8 @@ def _prepare(
     if recipe.script is None:  # else they are PEFT's to find
         require_targets(start, recipe.lora.target_modules)
     require_patterns(start, recipe.lora.target_modules, recipe.bam.merge.weights_by_module)
-    if recipe.script is None:  # a script has an adapter of its own
-        method, bits = recipe.bam.merge.method, recipe.quantization.bits
-        require_mergeable(start, original.folder, ledger.view(0), recipe.lora, method, bits)
+    method, bits = recipe.bam.merge.method, recipe.quantization.bits
+    require_mergeable(start, original.folder, ledger.view(0), front.adapter_config(), method, bits)
     limit = context_length(start)
     evaluation = evaluation_windows(recipe, tokenizer, directory.evaluation, limit, front.read_set)
     selection = selection_windows(recipe, tokenizer, directory.selection, limit, front.read_set)

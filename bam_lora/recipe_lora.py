@@ -23,6 +23,12 @@ class Lora(Section):
     )
     dropout: float = Field(default=0.0, ge=0, lt=1, description="Dropout on the adapter's input.")
     rslora: bool = Field(default=False, description="Scale by alpha/√r instead of alpha/r (rank-stabilised LoRA).")
+    init: Literal["default", "gaussian", "loftq"] = Field(
+        default="default",
+        description="How the factors begin: `default` (Kaiming) or `gaussian`, with a second factor of zero; `loftq`: "
+        "as a correction of the base's 4-bit error, which is taken off again when the branch is saved (at rank 2r). "
+        "PEFT's others (PiSSA, OLoRA, CorDA, ...) change the base itself.",
+    )
     dora: bool = Field(
         default=False,
         description="Weight-decomposed LoRA: a magnitude for every row beside the factors. Each iteration keeps the "
@@ -67,6 +73,7 @@ class Lora(Section):
             "target_modules": self.target_modules,
             "lora_dropout": self.dropout,
             "use_rslora": self.rslora,
+            "init_lora_weights": "gaussian" if self.init == "gaussian" else True,
             "use_dora": self.dora,
             "bias": self.bias,
             "lora_bias": self.lora_bias,

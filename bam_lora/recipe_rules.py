@@ -15,7 +15,7 @@ from bam_lora.recipe_values import Finding
 
 if TYPE_CHECKING:
     from bam_lora.recipe_lora import Lora
-    from bam_lora.recipe_models import Bam, Data, Evaluation, Selection
+    from bam_lora.recipe_models import Bam, Data, Evaluation, Quantization, Selection
     from bam_lora.recipe_sources import EvaluationSource, Source
 
 SELECTED = ("learned", "search")  # merge weights that the selection sets choose
@@ -154,6 +154,19 @@ def _adapter(bam: Bam, lora: Lora) -> list[Finding]:
     return findings
 
 
+def _initial(lora: Lora, quantization: Quantization) -> list[Finding]:
+    if lora.dora and lora.lora_bias:
+        return [(("lora", "lora_bias"), "expected false beside lora.dora, which PEFT has without it, found true")]
+    if lora.init != "loftq":
+        return []
+    if quantization.bits != 4:
+        message = f"expected default or gaussian, since the base is in {quantization.bits} bits, found loftq"
+        return [(("lora", "init"), message)]
+    if lora.dora:
+        return [(("lora", "init"), "expected default or gaussian beside lora.dora, found loftq")]
+    return []
+
+
 def _evaluation(evaluation: Evaluation) -> list[Finding]:
     findings: list[Finding] = []
     taken: dict[str, str] = {}
@@ -213,6 +226,7 @@ RULES: tuple[tuple[tuple[str, ...], Callable[..., list[Finding]]], ...] = (
     (("data",), _filters),
     (("strategy", "bam"), _bam),
     (("bam", "lora"), _adapter),
+    (("lora", "quantization"), _initial),
     (("training",), _max_steps),
     (("evaluation",), _evaluation),
     (("bam", "selection", "evaluation"), _selection),

@@ -5,6 +5,7 @@ Only changes that are not low rank need it: products of two factors can be cut a
 
 from __future__ import annotations
 
+import copy
 import warnings
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,6 @@ from bam_lora.dense_methods import DENSE_METHODS
 from bam_lora.errors import UserError, first_line
 from bam_lora.fold_plan import Changes
 from bam_lora.merge import MergedAdapters
-from bam_lora.recipe_lora import Lora
 from bam_lora.safetensors_stream import Header, TensorRecord
 from bam_lora.snapshots import find_parts
 
@@ -34,26 +34,27 @@ class _Untrained(Adapter):
         return self.read(record)
 
 
-def require_mergeable(start: Path, original: Path, before: Changes, lora: Lora, method: str, bits: int) -> None:
+def require_mergeable(start: Path, original: Path, before: Changes, config: Any, method: str, bits: int) -> None:
     """Checks that what the branches will train can be merged and folded, where that is not plain LoRA added up.
 
     Args:
         start: The model that the first branches are trained on.
         original: The base that is folded into.
         before: What was added to it before.
-        lora: The adapter.
+        config: The adapter, a `LoraConfig`.
         method: The merge method.
         bits: Of the frozen base.
 
     Raises:
         UserError: Naming the setting, or the weight that the base does not store as such a merge needs it.
     """
-    if lora.beside_factors is None and method not in DENSE_METHODS:
+    dense = (config.use_dora, config.bias != "none", config.modules_to_save, config.trainable_token_indices)
+    if not any(dense) and method not in DENSE_METHODS:
         return
     model = _bare_model(start)
-    _require_rows(model, lora)
-    adapter = _rehearsed(model, lora)
-    for saved in lora.modules_to_save:
+    _require_rows(model, config.trainable_token_indices or [])
+    adapter = _rehearsed(model, config)
+    for saved in config.modules_to_save or ():
         _require_module(adapter, saved)
     if bits < 16:
         _require_not_quantised(model)
@@ -69,17 +70,17 @@ def _bare_model(folder: Path) -> Any:
         return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(str(folder)))
 
 
-def _rehearsed(model: Any, lora: Lora) -> Adapter:
+def _rehearsed(model: Any, wanted: Any) -> Adapter:
     """The adapter as PEFT would put it on the model and save it."""
-    from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
+    from peft import get_peft_model, get_peft_model_state_dict
 
     try:
         # PEFT warns again when the branches are trained.
         with torch.device("meta"), warnings.catch_warnings(action="ignore"):
-            adapted = get_peft_model(model, LoraConfig(**lora.arguments(), task_type="CAUSAL_LM"))
+            adapted = get_peft_model(model, copy.deepcopy(wanted))
     except (ValueError, TypeError, NotImplementedError, AttributeError) as error:
         raise UserError.of(
-            "lora", expected="an adapter that PEFT can put on the base", found=first_line(error), remedy="Change it"
+            "the adapter", expected="one that PEFT can put on the base", found=first_line(error), remedy="Change it"
         ) from error
     tensors = get_peft_model_state_dict(adapted, save_embedding_layers=False)
     records = {name: TensorRecord(name, "F32", tuple(one.shape), 0, 0) for name, one in tensors.items()}
@@ -90,13 +91,12 @@ def _rehearsed(model: Any, lora: Lora) -> Adapter:
     return _Untrained(folder, config, entries_of(folder, config, header), header)
 
 
-def _require_rows(model: Any, lora: Lora) -> None:
-    stated = lora.trainable_token_indices
+def _require_rows(model: Any, stated: Any) -> None:
     for rows in stated.values() if isinstance(stated, dict) else [stated]:
         vocabulary = model.get_input_embeddings().weight.shape[0]
         if rows and max(rows) >= vocabulary:
             raise UserError.of(
-                "lora.trainable_token_indices",
+                "trainable_token_indices",
                 expected=f"token numbers below {vocabulary}, the base's vocabulary",
                 found=str(max(rows)),
                 remedy="Change the list",
@@ -106,7 +106,7 @@ def _require_rows(model: Any, lora: Lora) -> None:
 def _require_module(adapter: Adapter, saved: str) -> None:
     if not any(entry.value and is_inside(saved, name) for name in adapter.names if (entry := adapter.entry(name))):
         raise UserError.of(
-            "lora.modules_to_save",
+            "modules_to_save",
             expected="ends of names of the base's modules, such as embed_tokens, lm_head or norm",
             found=repr(saved),
             remedy="Change the list",
@@ -123,7 +123,7 @@ def _require_not_quantised(model: Any) -> None:
             continue
         if any(isinstance(one, torch.nn.Linear) for one in module.original_module.modules()):
             raise UserError.of(
-                "lora.modules_to_save",
+                "modules_to_save",
                 expected="modules that are not quantised: embeddings, norms, the output head",
                 found=f"{name}, with a linear layer",
                 remedy="Leave it to the adapter, or set quantization.bits to 16",

@@ -10,6 +10,13 @@ from typing import Any
 from bam_lora.base import Loading, device
 
 
+def adapter_config(arguments: Mapping[str, Any]) -> Any:
+    """A `LoraConfig` of a causal language model, from its keyword arguments."""
+    from peft import LoraConfig
+
+    return LoraConfig(**arguments, task_type="CAUSAL_LM")
+
+
 @dataclass(frozen=True)
 class SftBranch:
     """Makes the trainer of one branch; a `branch.MakeTrainer`.
@@ -36,7 +43,6 @@ class SftBranch:
 
     def __call__(self, view: Any, output: Path, callbacks: Sequence[Any]) -> Any:
         """The trainer."""
-        from peft import LoraConfig
         from trl import SFTConfig, SFTTrainer
 
         return SFTTrainer(
@@ -44,7 +50,7 @@ class SftBranch:
             args=SFTConfig(**self._arguments(output)),
             train_dataset=self.rows,
             processing_class=self.tokenizer,
-            peft_config=LoraConfig(**self.adapter, task_type="CAUSAL_LM"),
+            peft_config=adapter_config(self.adapter),
             callbacks=list(callbacks),
         )
 

@@ -111,6 +111,7 @@ def train(context: Context, branch: BranchPlan, tokens_before: int) -> None:
             tokens=branch.tokens,
             base_name=context.original.name,
             keep_checkpoints=recipe.keep.checkpoints,
+            loftq=recipe.lora.init == "loftq",
         )
 
         def on_step(step: int, loss: float | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -76,6 +77,10 @@ class TrainerFront(Front):
             return epoch_steps(self.recipe, part)
         batches = (part.rows[1] - part.rows[0]) // args.per_device_train_batch_size
         return max(1, int(batches) // int(args.gradient_accumulation_steps))
+
+    def adapter_config(self) -> Any:
+        """The caller's."""
+        return copy.deepcopy(self._parts.peft_config)
 
     def trainer(self, directory: RunDirectory, tokenizer: Any, branch: BranchPlan) -> MakeTrainer:
         """The caller's trainer class on the branch's rows."""

@@ -127,6 +127,13 @@ def _lora(peft: Any) -> dict[str, Any]:
         "target_modules": targets,
         "dropout": peft.lora_dropout,
         "rslora": peft.use_rslora,
+        "init": "gaussian" if peft.init_lora_weights == "gaussian" else "default",
+        "dora": peft.use_dora,
+        "bias": peft.bias,
+        "lora_bias": peft.lora_bias,
+        "modules_to_save": sorted(peft.modules_to_save or []),
+        "trainable_token_indices": peft.trainable_token_indices or [],
+        "ensure_weight_tying": peft.ensure_weight_tying,
     }
 
 

@@ -14,6 +14,7 @@ from bam_lora.difference import Known
 from bam_lora.errors import UserError
 from bam_lora.recipe_lora import Lora
 from bam_lora.rehearsal import require_mergeable
+from bam_lora.sft_branch import adapter_config
 
 
 def base(folder: Path, kind: str) -> Path:
@@ -22,15 +23,16 @@ def base(folder: Path, kind: str) -> Path:
 
 
 def rehearse(folder: Path, method: str = "linear", bits: int = 4, **lora: Any) -> None:
-    require_mergeable(folder, folder, Known(None), Lora(**{"r": 4, **lora}), method, bits)
+    config = adapter_config(Lora(**{"r": 4, **lora}).arguments())
+    require_mergeable(folder, folder, Known(None), config, method, bits)
 
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
-    ({"modules_to_save": ["embed_tokens", "norms"]}, "lora.modules_to_save: expected ends of names .* found 'norms'"),
+    ({"modules_to_save": ["embed_tokens", "norms"]}, "modules_to_save: expected ends of names .* found 'norms'"),
     ({"modules_to_save": ["k_proj"], "target_modules": ["q_proj"]}, r"modules that are not quantised.* found .*k_proj"),
     ({"modules_to_save": ["mlp"], "target_modules": ["q_proj"]}, r"modules that are not quantised.* found .*mlp"),
     ({"trainable_token_indices": [3, 60]}, "expected token numbers below 60, the base's vocabulary, found 60"),
-    ({"dora": True, "lora_bias": True}, "lora: expected an adapter that PEFT can put on the base, found"),
+    ({"dora": True, "target_modules": ["nothing"]}, "the adapter: expected one that PEFT can put on the base, found"),
 ]
 
 
