@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
@@ -20,6 +20,20 @@ class Lora(Section):
     target_modules: Modules = Field(
         default="all-linear",
         description="Which layers get an adapter: `all-linear` (all but the output head) or their names.",
+    )
+    exclude_modules: list[str] = Field(
+        default=[], description="Layers of those that get none, by the end of their names."
+    )
+    target_parameters: list[str] = Field(
+        default=[],
+        description="Parameters that are no layer's weight and get an adapter, such as `mlp.experts.gate_up_proj`.",
+    )
+    rank_pattern: dict[str, Annotated[int, Field(ge=1)]] = Field(
+        default={},
+        description="Other ranks for some layers: the end of a layer's name, or a regular expression for it.",
+    )
+    alpha_pattern: dict[str, Annotated[int, Field(ge=1)]] = Field(
+        default={}, description="Other alphas for some layers, as `rank_pattern`."
     )
     dropout: float = Field(default=0.0, ge=0, lt=1, description="Dropout on the adapter's input.")
     rslora: bool = Field(default=False, description="Scale by alpha/√r instead of alpha/r (rank-stabilised LoRA).")
@@ -71,6 +85,10 @@ class Lora(Section):
             "r": self.r,
             "lora_alpha": self.alpha,
             "target_modules": self.target_modules,
+            "exclude_modules": self.exclude_modules or None,
+            "target_parameters": self.target_parameters or None,
+            "rank_pattern": dict(self.rank_pattern),
+            "alpha_pattern": dict(self.alpha_pattern),
             "lora_dropout": self.dropout,
             "use_rslora": self.rslora,
             "init_lora_weights": "gaussian" if self.init == "gaussian" else True,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,11 +50,14 @@ def require_mergeable(start: Path, original: Path, before: Changes, config: Any,
         UserError: Naming the setting, or the weight that the base does not store as such a merge needs it.
     """
     dense = (config.use_dora, config.bias != "none", config.modules_to_save, config.trainable_token_indices)
-    if not any(dense) and method not in DENSE_METHODS:
+    listed = (config.rank_pattern, config.alpha_pattern, config.target_parameters, config.exclude_modules)
+    if not any((*dense, *listed)) and method not in DENSE_METHODS:
         return
     model = _bare_model(start)
     _require_rows(model, config.trainable_token_indices or [])
     adapter = _rehearsed(model, config)
+    for parameter in config.target_parameters or ():
+        _require_parameter(adapter, parameter)
     for saved in config.modules_to_save or ():
         _require_module(adapter, saved)
     if bits < 16:
@@ -75,13 +79,13 @@ def _rehearsed(model: Any, wanted: Any) -> Adapter:
     from peft import get_peft_model, get_peft_model_state_dict
 
     try:
-        # PEFT warns again when the branches are trained.
-        with torch.device("meta"), warnings.catch_warnings(action="ignore"):
+        with torch.device("meta"), warnings.catch_warnings(action="always", record=True) as noted:
             adapted = get_peft_model(model, copy.deepcopy(wanted))
     except (ValueError, TypeError, NotImplementedError, AttributeError) as error:
         raise UserError.of(
             "the adapter", expected="one that PEFT can put on the base", found=first_line(error), remedy="Change it"
         ) from error
+    _require_no_idle_pattern([str(one.message) for one in noted], wanted)
     tensors = get_peft_model_state_dict(adapted, save_embedding_layers=False)
     records = {name: TensorRecord(name, "F32", tuple(one.shape), 0, 0) for name, one in tensors.items()}
     settings = adapted.peft_config["default"].to_dict()
@@ -89,6 +93,16 @@ def _rehearsed(model: Any, wanted: Any) -> Adapter:
     folder = Path("lora")  # for errors
     header = Header(folder / WEIGHTS_FILE, b"", records, None, 0)
     return _Untrained(folder, config, entries_of(folder, config, header), header)
+
+
+def _require_no_idle_pattern(warned: Sequence[str], wanted: Any) -> None:
+    """PEFT only warns where a pattern matches no layer; it warns again when branches train, so the rest goes."""
+    for key in ("rank_pattern", "alpha_pattern"):
+        for pattern in getattr(wanted, key):
+            if any(f"{key} keys did not match" in text and repr(pattern) in text for text in warned):
+                raise UserError.of(
+                    key, expected="patterns of adapted layers' names", found=repr(pattern), remedy="Change it"
+                )
 
 
 def _require_rows(model: Any, stated: Any) -> None:
@@ -101,6 +115,16 @@ def _require_rows(model: Any, stated: Any) -> None:
                 found=str(max(rows)),
                 remedy="Change the list",
             )
+
+
+def _require_parameter(adapter: Adapter, wanted: str) -> None:
+    if not any(name.partition("[")[0].endswith(f".{wanted}") for name in adapter.names):
+        raise UserError.of(
+            "target_parameters",
+            expected="ends of names of the model's parameters, such as mlp.experts.down_proj",
+            found=repr(wanted),
+            remedy="Change the list",
+        )
 
 
 def _require_module(adapter: Adapter, saved: str) -> None:

@@ -32,6 +32,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"modules_to_save": ["k_proj"], "target_modules": ["q_proj"]}, r"modules that are not quantised.* found .*k_proj"),
     ({"modules_to_save": ["mlp"], "target_modules": ["q_proj"]}, r"modules that are not quantised.* found .*mlp"),
     ({"trainable_token_indices": [3, 60]}, "expected token numbers below 60, the base's vocabulary, found 60"),
+    ({"rank_pattern": {"q_prj": 2}}, "rank_pattern: expected patterns of adapted layers' names, found 'q_prj'"),
+    ({"target_parameters": ["experts.up"]}, "target_parameters: expected ends of names .* found 'experts.up'"),
     ({"dora": True, "target_modules": ["nothing"]}, "the adapter: expected one that PEFT can put on the base, found"),
 ]
 
@@ -59,6 +61,11 @@ def test_what_can_be_merged_passes(tmp_path: Path, kind: str, lora: dict[str, An
 
 def test_a_module_that_is_not_quantised_may_be_trained_whole(tmp_path: Path) -> None:
     rehearse(base(tmp_path, "llama"), bits=16, modules_to_save=["k_proj"], target_modules=["q_proj"])
+
+
+def test_experts_and_patterns_pass(tmp_path: Path) -> None:
+    folder = base(tmp_path, "qwen3-moe")
+    rehearse(folder, target_modules=["q_proj"], target_parameters=["mlp.experts.down_proj"], rank_pattern={"q_proj": 2})
 
 
 def test_experts_in_pieces_do_not_go_with_ties(tmp_path: Path) -> None:
