@@ -188,6 +188,14 @@ def _kept_checkpoints(scorer: PointScorer) -> list[Path]:
             found=f"{len(branches)} branches" if len(branches) != 1 else "none kept",
             remedy="Run `strategy: single` with `keep.checkpoints: true` and a training.save_steps to match",
         )
+    final = Adapter.open(root / branches[0])
+    if any(not entry.is_low_rank or entry.value for name in final.names if (entry := final.entry(name))):
+        raise UserError.of(
+            f"checkpoints of {root}",
+            expected="adapters that are low rank, which can be averaged on one base",
+            found="DoRA, biases, whole modules or token rows",
+            remedy="Train plain LoRA for such a curve",
+        )
     return [*kept, root / branches[0]]
 
 

@@ -246,3 +246,33 @@ def test_merges_that_need_factors_are_refused_in_the_recipe(
 ) -> None:
     with pytest.raises(UserError, match=expected):
         recipe(tiny_base, tmp_path, KINDS["tokens"], bam=bam, selection={"source": [{"path": "a"}]})
+
+
+def test_neftune_reaches_the_branches_and_leaves_the_base_alone(tiny_base: Path, tmp_path: Path) -> None:
+    plain = recipe(tiny_base, tmp_path, {}, bam={"slices": 1, "branches": 1})
+    training = {**plain.resolved()["training"], "neftune_noise_alpha": 5.0}
+    noisy = plain.model_copy(update={"training": type(plain.training)(**training)})
+    for name, one in (("plain", plain), ("noisy", noisy), ("again", noisy)):
+        run(one, tmp_path / name)
+    hashes = [hash_file(tmp_path / name / "model/model.safetensors") for name in ("plain", "noisy", "again")]
+    assert hashes[0] != hashes[1] == hashes[2]
+    scores = [json.loads((tmp_path / name / "iterations/00/eval.json").read_text()) for name in ("plain", "noisy")]
+    assert scores[0]["scores"] == scores[1]["scores"]
+
+
+def test_a_chained_run_goes_on_from_whole_weights(tiny_base: Path, tmp_path: Path) -> None:
+    """The parent parts the embeddings; the child trains rows of the one, from its newest whole value, and no head."""
+    parent, child = tmp_path / "parent", tmp_path / "child"
+    run(recipe(tiny_base, tmp_path, KINDS["saved-apart"]), parent)
+    run(recipe(parent, tmp_path, KINDS["tokens"]), child)
+    before, after = Ledger.load(parent).start_value(EMBEDDING), Ledger.load(child).start_value(EMBEDDING)
+    assert before is not None
+    assert after is not None
+    moved = set((before != after).any(dim=1).nonzero().flatten().tolist())
+    assert moved <= set(TOKENS)  # apart from the head, only tokens that the text has
+    assert moved
+    heads = [load_file(folder / "model/model.safetensors")[HEAD] for folder in (parent, child)]
+    assert torch.equal(heads[0], heads[1])
+    assert torch.equal(heads[1], weights_of(tiny_base)[HEAD])
+    found = load_file(child / "model/model.safetensors")[EMBEDDING]
+    assert torch.equal(found, after.to(found.dtype))
