@@ -52,7 +52,11 @@ class _Over:
         return self._names
 
     def shape(self, name: str) -> tuple[int, int]:
-        return self._merged.shape(name)
+        return self._merged.shape(name) if self._whole(name) is None else self._before.shape(name)
+
+    def _whole(self, name: str) -> int | None:
+        """The rows of a weight that begins as a snapshot; with a resized vocabulary they are not the base's."""
+        return self._before.outline(name).stored_rows
 
     def stacked(self, name: str) -> tuple[torch.Tensor, torch.Tensor] | None:
         return self._before.stacked(name)
@@ -64,7 +68,11 @@ class _Over:
         return self._merged.dense(name)
 
     def outline(self, name: str) -> Outline:
-        return self._merged.outline(name)
+        found, rows = self._merged.outline(name), self._whole(name)
+        if rows is None:
+            return found
+        # All its rows have values: any sum of weights will do, and any method.
+        return replace(found, by_element=False, rows_alone=False, stored_rows=rows, whole_share=1.0)
 
 
 @dataclass(frozen=True)
@@ -138,7 +146,7 @@ def find_parts(
     changes: Changes = _Over(before, merged, names)
     # Embeddings that an earlier iteration has untied stay apart, whatever the original base says.
     untied = plan_fold(checkpoint, before)[0].config.get("tie_word_embeddings") is False
-    plan, changes = plan_fold(checkpoint, changes, untied=untied)
+    plan, changes = plan_fold(checkpoint, changes, untied=untied, partly=True)
     files = {stored: header.path for header in checkpoint.shards.values() for stored in header.tensors}
     placed = [(files[stored], part) for stored, parts in plan.parts.items() for part in parts]
     placed += [(files[source], part) for source, parts in plan.added.values() for part in parts]

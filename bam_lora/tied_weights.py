@@ -28,12 +28,15 @@ _HEADLESS = ("ForSequenceClassification", "ForTokenClassification", "ForQuestion
 _FLAG = "tie_word_embeddings"
 
 
-def plan_fold(checkpoint: Checkpoint, changes: Changes, *, untied: bool = False) -> tuple[FoldPlan, Changes]:
+def plan_fold(
+    checkpoint: Checkpoint, changes: Changes, *, untied: bool = False, partly: bool = False
+) -> tuple[FoldPlan, Changes]:
     """Finds where every changed weight is stored, and what becomes of tied embeddings.
 
     Args:
         checkpoint: The base.
         changes: What is added to it.
+        partly: Whether these are some of the changes: of a resized vocabulary the embedding may come without the head.
         untied: Whether the changes are of a model in which earlier ones have untied the base's embeddings.
 
     Returns:
@@ -47,7 +50,7 @@ def plan_fold(checkpoint: Checkpoint, changes: Changes, *, untied: bool = False)
     embedding = next((name for name in changes.names() if name.endswith(ends)), None)
     head = next((name for name in changes.names() if name.endswith(_HEAD_ENDS)), None)
     if not (embedding or head) or not _is_tied(checkpoint.config, stored_head):
-        return _finished(checkpoint, place(checkpoint, changes, {}), stored_embedding, stored_head), changes
+        return _finished(checkpoint, place(checkpoint, changes, {}), stored_embedding, stored_head, partly), changes
     if stored_embedding is None:
         raise UserError.of(
             f"base {checkpoint.folder}, which ties its embeddings",
@@ -66,7 +69,7 @@ def plan_fold(checkpoint: Checkpoint, changes: Changes, *, untied: bool = False)
         _keep_tied(plan, stored_embedding, stored_head, head)
     else:
         _untie(plan, changes, stored_embedding, stored_head, embedding, head)
-    return _finished(checkpoint, plan, stored_embedding, stored_head), changes
+    return _finished(checkpoint, plan, stored_embedding, stored_head, partly), changes
 
 
 def _ends(checkpoint: Checkpoint) -> tuple[str | None, str | None]:
@@ -150,8 +153,8 @@ class _RowsInBoth:
         if name != self._head:
             return self._changes.outline(name)
         shared = self._changes.outline(self._embedding)
-        own = self._changes.outline(name) if self._has_own else Outline(by_element=shared.by_element)
-        rows_alone = not self._has_own
+        own = self._changes.outline(name) if self._has_own else replace(shared, adds_to_whole=False)
+        rows_alone = not self._has_own and shared.rows_alone
         return replace(own, low_rank=False, cuttable=False, highest_row=shared.highest_row, rows_alone=rows_alone)
 
     def dense(self, name: str) -> DenseChange | None:
@@ -198,7 +201,7 @@ def _is_same(changes: Changes, first: str, second: str) -> bool:
 
 
 def _finished(
-    checkpoint: Checkpoint, plan: FoldPlan, stored_embedding: str | None, stored_head: str | None
+    checkpoint: Checkpoint, plan: FoldPlan, stored_embedding: str | None, stored_head: str | None, partly: bool
 ) -> FoldPlan:
     """The plan with a resized vocabulary in the config; embedding and head must have it both."""
     check_apart(checkpoint, plan)
@@ -209,7 +212,7 @@ def _finished(
     ends = {name: tensors[name].shape[0] for name in (stored_embedding, stored_head) if name}
     ends |= {added: tensors[source].shape[0] for added, (source, _) in plan.added.items()}
     resized = {name: plan.rows.get(name, rows) for name, rows in ends.items()}
-    if plan.rows and len(set(resized.values())) > 1 and len(set(ends.values())) == 1:
+    if not partly and plan.rows and len(set(resized.values())) > 1 and len(set(ends.values())) == 1:
         found = ", ".join(f"{name} {rows}" for name, rows in resized.items())
         raise UserError.of(
             f"the resized vocabulary of {checkpoint.folder}",
