@@ -38,6 +38,15 @@ class _Dumper(yaml.SafeDumper):
         return True
 
 
+def _represent_text(dumper: _Dumper, text: str) -> yaml.ScalarNode:
+    """Text; in escapes where it holds line breaks of Unicode's own, which would come back as blanks."""
+    style = '"' if any(mark in text for mark in _UNICODE_BREAKS) else None
+    return dumper.represent_scalar(_TAG + "str", text, style=style)
+
+
+_UNICODE_BREAKS = "\x85\u2028\u2029"
+_Dumper.add_representer(str, _represent_text)
+
 for _kind, _pattern in (("null", _NULL), ("bool", _BOOL), ("int", _INT), ("float", _FLOAT), ("float", _SPECIAL_FLOAT)):
     _whole = re.compile(rf"(?:{_pattern.pattern})\Z")
     _Loader.add_implicit_resolver(_TAG + _kind, _whole, None)

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from bam_lora.errors import UserError
@@ -278,6 +278,7 @@ PLAIN = st.recursive(
 )
 
 
+@example("\x85")
 @given(PLAIN)
 def test_any_plain_data_survives_yaml(value):
     assert read_yaml(dump_yaml(value), None).value == value
