@@ -66,6 +66,7 @@ def fold_into(
     device: str = "cpu",
     tokenizers: Sequence[Path] = (),
     companions_of: Path | None = None,
+    tokenizer: Path | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Writes a base plus changes as a new model folder, sealed with `key`; whole or not at all.
@@ -87,6 +88,7 @@ def fold_into(
         device: Where the products are computed; the bytes are reproducible on devices of one kind.
         tokenizers: Folders of which the first that holds a tokenizer gives it where the vocabulary is resized.
         companions_of: Model folder whose tokenizer, chat template and generation settings take the place of the base's.
+        tokenizer: Folder whose tokenizer takes the place of the base's in any case.
         progress: Called with the bytes just written, or taken over, and those of all files.
 
     Returns:
@@ -110,7 +112,8 @@ def fold_into(
     options["difference"] = None if difference is None else difference.identity()
     vocabulary = max(plan.rows.values(), default=None)
     model = None if companions_of is None else open_checkpoint(companions_of)
-    companions = find_companions(checkpoint, tokenizers if vocabulary is not None else (), model)
+    others = [tokenizer] if tokenizer is not None else tokenizers if vocabulary is not None else ()
+    companions = find_companions(checkpoint, others, model)
     job = Job(checkpoint, shards, {**plan.config, **token_ids(model)}, key, dtype, options, companions, vocabulary)
     rounds, total = find_rounding(rounding, seed), sum(shard.file_bytes() for shard in shards)
     note = None if progress is None else lambda count: progress(count, total)

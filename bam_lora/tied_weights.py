@@ -45,7 +45,7 @@ def plan_fold(
     Raises:
         UserError: If a weight is not there, has another shape, or is stored in a way that its change does not allow.
     """
-    stored_embedding, stored_head = _ends(checkpoint)
+    stored_embedding, stored_head = stored_ends(checkpoint)
     ends = (*_EMBEDDING_ENDS, *([stored_embedding] if stored_embedding else []))
     embedding = next((name for name in changes.names() if name.endswith(ends)), None)
     head = next((name for name in changes.names() if name.endswith(_HEAD_ENDS)), None)
@@ -72,7 +72,7 @@ def plan_fold(
     return _finished(checkpoint, plan, stored_embedding, stored_head, partly), changes
 
 
-def _ends(checkpoint: Checkpoint) -> tuple[str | None, str | None]:
+def stored_ends(checkpoint: Checkpoint) -> tuple[str | None, str | None]:
     """The stored input embedding and output head; by their names, or by a row for each token."""
     tensors, vocabulary = checkpoint.tensors(), checkpoint.config.get("vocab_size")
     head = next((name for name in tensors if name.endswith(_HEAD_ENDS)), None)
