@@ -16,6 +16,7 @@ from bam_lora.dense_change import BranchWeight, DenseChange
 from bam_lora.errors import UserError
 from bam_lora.fold_plan import EMBEDDING_NAMES
 from bam_lora.folding import fold_into
+from bam_lora.outline import Outline
 from bam_lora.safetensors_stream import TensorRecord, map_tensor
 from bam_lora.tied_weights import stored_ends
 
@@ -143,6 +144,9 @@ class _GrownEmbeddings:
 
     def start_value(self, name: str) -> torch.Tensor | None:
         return None
+
+    def outline(self, name: str) -> Outline:
+        return Outline(low_rank=False, cuttable=False, stored_rows=self._count, whole_share=1.0)
 
     def dense(self, name: str) -> DenseChange | None:
         stored = self._stored[name]
