@@ -29,6 +29,7 @@ class Front:
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
+        self.lora = recipe.lora  # new tokens add rows to it
         self.training_load = training_load(recipe)
         self.scoring_load = scoring_load(recipe)
 
@@ -50,7 +51,7 @@ class Front:
 
     def adapter_config(self) -> Any:
         """The `LoraConfig` of the branches."""
-        return adapter_config(self.recipe.lora.arguments())
+        return adapter_config(self.lora.arguments())
 
     def trainer(self, directory: RunDirectory, tokenizer: Any, branch: BranchPlan) -> MakeTrainer:
         """What makes the trainer of a branch."""
@@ -59,7 +60,7 @@ class Front:
             how=self.training_load,
             tokenizer=tokenizer,
             rows=load_rows(directory.data(branch.data), branch.rows),
-            adapter=recipe.lora.arguments(),
+            adapter=self.lora.arguments(),
             arguments={
                 **recipe.training.sft_arguments(),
                 "warmup_steps": warmup_steps(recipe.training.warmup_steps, branch),

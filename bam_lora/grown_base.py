@@ -18,7 +18,7 @@ from bam_lora.fold_plan import EMBEDDING_NAMES
 from bam_lora.folding import fold_into
 from bam_lora.outline import Outline
 from bam_lora.safetensors_stream import TensorRecord, map_tensor
-from bam_lora.tied_weights import stored_ends
+from bam_lora.tied_weights import is_tied, stored_ends
 
 
 def grown_rows(rows_Vd: torch.Tensor, pieces: Sequence[Sequence[int]], first: int, count: int) -> torch.Tensor:
@@ -59,6 +59,15 @@ def row_count(base: Path, needed: int, multiple: int | None) -> int:
     """W: the rows for so many tokens, no fewer than the base has, at a multiple of some number."""
     rows = max(needed, _vocabulary_rows(open_checkpoint(base)))
     return rows if multiple is None else -(-rows // multiple) * multiple
+
+
+def embedding_modules(base: Path) -> tuple[list[str], bool]:
+    """The modules with a row for each token, by the ends of their names, and whether there is one because of a tie."""
+    checkpoint = open_checkpoint(base)
+    embedding, head = stored_ends(checkpoint)
+    tied = is_tied(checkpoint.config, head)
+    stored = [name for name in (embedding, None if tied else head) if name]
+    return [name.removesuffix(".weight").rpartition(".")[2] for name in stored], tied
 
 
 def grow_base(

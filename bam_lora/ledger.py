@@ -27,6 +27,7 @@ from bam_lora.ledger_history import (
     file_record,
     history_key,
     link_history,
+    link_vocabulary,
     newest_snapshot,
     snapshot_record,
     superseded,
@@ -62,7 +63,8 @@ class Ledger:
 
         Args:
             root: The run's folder.
-            base: {"name", "revision", "files": {name: {"bytes", "sha256"}}} of the original base.
+            base: {"name", "revision", "files": {name: {"bytes", "sha256"}}} of the original base, and `vocabulary`, as
+                `learn_vocabulary` gives it, where it was given new tokens.
         """
         return cls(root, base)
 
@@ -257,7 +259,7 @@ class Ledger:
         Raises:
             UserError: Naming the first file that is missing or has changed.
         """
-        verify_files(self.root, self._history(upto))
+        verify_files(self.root, self.base, self._history(upto))
 
     def drop_snapshots(self, before: int) -> None:
         """Deletes whole weights of own iterations before that one which replay does not read: newer ones are there."""
@@ -280,7 +282,8 @@ class Ledger:
         parent.verify()
         with new_folder(self.root / PARENT) as folder:
             inherited = link_history(parent_root, parent._history(None), folder)
-        self.base, self.inherited = dict(parent.base), inherited
+            base = link_vocabulary(parent_root, parent.base, folder)
+        self.base, self.inherited = base, inherited
         self._opened.clear()
 
     def _adapters(self, entries: Sequence[Mapping[str, Any]]) -> list[Adapter]:

@@ -11,6 +11,7 @@ from bam_lora.store import digest, hash_file, inside, link_or_copy
 
 FORMAT = 1
 PARENT = "parent"  # the folder of a run that holds the files of one that it continues
+_VOCABULARY = "vocabulary"
 Entry = Mapping[str, Any]
 
 
@@ -26,7 +27,8 @@ def history_key(base: Mapping[str, Any], history: Iterable[Entry]) -> str:
         }
         for entry in history
     ]
-    return digest({"format": FORMAT, "base": _content(base["files"]), "history": steps})
+    grown = {"vocabulary": _content(base["vocabulary"]["files"])} if base.get("vocabulary") else {}
+    return digest({"format": FORMAT, "base": _content(base["files"]), "history": steps, **grown})
 
 
 def _content(files: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
@@ -90,9 +92,16 @@ def history_files(history: Sequence[Entry]) -> Iterator[tuple[str, Mapping[str, 
                 yield extra["path"], extra
 
 
-def verify_files(root: Path, history: Sequence[Entry]) -> None:
-    """Compares every file of a history with its hash; UserError names the first that is missing or has changed."""
-    for path, stated in history_files(history):
+def vocabulary_files(base: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """(path, {"bytes", "sha256"}) of every file of the new tokens that a ledger's base was given, if it was."""
+    if vocabulary := base.get("vocabulary"):
+        for name, stated in sorted(vocabulary["files"].items()):
+            yield f"{vocabulary['path']}/{name}", stated
+
+
+def verify_files(root: Path, base: Mapping[str, Any], history: Sequence[Entry]) -> None:
+    """Compares every file of a run with its hash; UserError names the first that is missing or has changed."""
+    for path, stated in [*vocabulary_files(base), *history_files(history)]:
         file = inside(root, path)
         there = file.is_file()
         if not there or file.stat().st_size != stated["bytes"] or hash_file(file) != stated["sha256"]:
@@ -117,6 +126,17 @@ def moved(entry: Entry, folder: str) -> dict[str, Any]:
         for kind in ("matrices", "snapshot")
     }
     return {**entry, **extras, "adapters": adapters}
+
+
+def link_vocabulary(root: Path, base: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """A run's base for one that continues it; links (or copies) what grew its vocabulary into its `parent/`."""
+    if not base.get("vocabulary"):
+        return dict(base)
+    moved_to = f"{PARENT}/{_VOCABULARY}"
+    there = {**base, "vocabulary": {**base["vocabulary"], "path": moved_to}}
+    for (source, _), (target, _) in zip(vocabulary_files(base), vocabulary_files(there), strict=True):
+        link_or_copy(inside(root, source), folder / Path(target).relative_to(PARENT))
+    return there
 
 
 def link_history(root: Path, history: Sequence[Entry], folder: Path) -> list[dict[str, Any]]:

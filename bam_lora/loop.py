@@ -18,6 +18,7 @@ from bam_lora.base import (
 from bam_lora.default_template import settle_template
 from bam_lora.errors import UserError
 from bam_lora.front import Front
+from bam_lora.growing import found_base, grow, run_windows, score_start
 from bam_lora.interrupt import StopRequest, stop_on_signals
 from bam_lora.ledger import LEDGER_FILE, Ledger
 from bam_lora.machine import use_one_gpu
@@ -41,7 +42,7 @@ from bam_lora.rundir import (
     locked,
     recipe_key,
 )
-from bam_lora.scoring_sets import check_selection, evaluation_windows, selection_windows
+from bam_lora.scoring_sets import check_selection, selection_windows
 from bam_lora.screening import held_out_sets
 from bam_lora.stages import (
     Context,
@@ -144,7 +145,7 @@ def _prepare(
     """Everything before the first branch: base, ledger, data, plan, evaluation sets."""
     progress.stage("looking at the base")
     threads = fix_threads(directory)
-    ledger, original, start = _open_base(directory, recipe)
+    ledger, original, start = _open_base(directory, recipe, progress)
     weights = weight_bytes(original.folder)
     require_space(directory.root, weights + weights // 4, "the folded model and the adapters")
     tokenizer = front.tokenizer(start)
@@ -158,7 +159,8 @@ def _prepare(
     method, bits = recipe.bam.merge.method, recipe.quantization.bits
     require_mergeable(start, original.folder, ledger.view(0), front.adapter_config(), method, bits)
     limit = context_length(start)
-    evaluation = evaluation_windows(recipe, tokenizer, directory.evaluation, limit, front.read_set)
+    found = found_base(directory, recipe, ledger, front)
+    evaluation = run_windows(found, recipe, tokenizer, directory.evaluation, limit, front.read_set)
     selection = selection_windows(recipe, tokenizer, directory.selection, limit, front.read_set)
     check_selection(selection, evaluation, recipe.bam.merge)
     held_out = held_out_sets(evaluation, selection)
@@ -167,11 +169,11 @@ def _prepare(
     progress.plan(plan.tokens)
     progress.say(describe(plan))
     return Context(
-        directory, recipe, plan, ledger, original, start, tokenizer, evaluation, selection, progress, stop, front
+        directory, recipe, plan, ledger, original, start, tokenizer, evaluation, selection, progress, stop, front, found
     )
 
 
-def _open_base(directory: RunDirectory, recipe: Recipe) -> tuple[Ledger, BaseFiles, Path]:
+def _open_base(directory: RunDirectory, recipe: Recipe, progress: RunProgress) -> tuple[Ledger, BaseFiles, Path]:
     """The ledger, the original base it starts from, and the model that the first iteration starts from."""
     parent = RunDirectory(Path(recipe.base))
     chained = (parent.root / LEDGER_FILE).is_file()
@@ -203,12 +205,13 @@ def _open_base(directory: RunDirectory, recipe: Recipe) -> tuple[Ledger, BaseFil
         )
     if chained and read_record(directory.chain, ledger.key(0)) is None:
         write_record(directory.chain, ledger.key(0), {"format": 1, "runs": chain_of(parent.root)})
-    return ledger, original, parent.model if chained else original.folder
+    grown = grow(directory, recipe, ledger, original, progress)
+    return ledger, grown, parent.model if chained else grown.folder
 
 
 def _iterate(context: Context, session: Session) -> None:
     """The loop itself: branch, merge, fold, score, until the slices are used up."""
-    score_model(context, 0)
+    score_start(context)
     write_samples(context, 0)
     tokens = 0
     for iteration in context.plan.iterations:

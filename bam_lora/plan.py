@@ -224,6 +224,8 @@ def _settings(recipe: Recipe) -> str:
     settings = {name: parts[name] for name in ("lora", "quantization", "training", "mode")}
     if recipe.script is not None:
         settings["script"] = parts["script"]
+    if recipe.vocabulary.tokens is not None:
+        settings["vocabulary"] = parts["vocabulary"]
     return digest(settings)
 
 

@@ -27,6 +27,8 @@ from bam_lora.dense_change import DenseChange
 from bam_lora.errors import UserError
 from bam_lora.fold_plan import Changes
 from bam_lora.folding import fold_into
+from bam_lora.front import Front
+from bam_lora.growing import found_base, grow, run_windows
 from bam_lora.interrupt import StopRequest
 from bam_lora.ledger import Ledger
 from bam_lora.ledger_view import LedgerView
@@ -39,7 +41,7 @@ from bam_lora.report.format import scores_line
 from bam_lora.report.records import read_record as read_whole_record
 from bam_lora.rundir import RunDirectory
 from bam_lora.scoring import Windowed, score_sets
-from bam_lora.scoring_sets import evaluation_windows, scoring_load
+from bam_lora.scoring_sets import scoring_load
 from bam_lora.store import digest, read_record, require_space, write_record
 
 _FORMAT = 1
@@ -101,9 +103,11 @@ class PointScorer:
         self.ledger.verify()
         self.original = find_base(self.ledger.base["name"], self.ledger.base["revision"])
         require_same_files(self.original, file_hashes(self.original, directory.root), self.ledger.base["files"])
+        self.original = grow(directory, self.recipe, self.ledger, self.original, progress)
         self.tokenizer = load_tokenizer(directory.model)
         self.context_tokens = context_length(directory.model)
-        windows = evaluation_windows(self.recipe, self.tokenizer, directory.evaluation, self.context_tokens)
+        found = found_base(directory, self.recipe, self.ledger, Front(self.recipe))
+        windows = run_windows(found, self.recipe, self.tokenizer, directory.evaluation, self.context_tokens)
         if windows is None:
             raise UserError.of(
                 f"evaluation of {directory.root}", expected="sets to score on", found="none",

@@ -15,6 +15,7 @@ from bam_lora.recipe_lora import Lora
 from bam_lora.recipe_merge import LearnedWeights, Outer, SearchedWeights
 from bam_lora.recipe_sources import EvaluationSource, Filters, Mode, Section, Source
 from bam_lora.recipe_values import Weights, WeightsByModule, findings_error
+from bam_lora.recipe_vocabulary import Vocabulary
 
 
 class Data(Section):
@@ -232,6 +233,7 @@ class Recipe(Section):
     )
     data: Data = Field(description="The text to train on.")
     bam: Bam = Field(default=Bam(), description="Slices, branches and how they are merged.")
+    vocabulary: Vocabulary = Field(default=Vocabulary(), description="New tokens for the target language.")
     lora: Lora = Field(default=Lora(), description="The adapter that a branch trains.")
     quantization: Quantization = Field(default=Quantization(), description="The frozen base under the adapter.")
     training: Training = Field(default=Training(), description="How a branch is trained.")

@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from bam_lora import recipe_lora, recipe_merge, recipe_sources
+from bam_lora import recipe_lora, recipe_merge, recipe_sources, recipe_vocabulary
 from bam_lora import recipe_models as models
 from bam_lora.recipe_problems import describe
 from bam_lora.sft_arguments import OWNED, RENAMED
@@ -28,6 +28,7 @@ _SECTIONS: tuple[tuple[str, type[BaseModel]], ...] = (
     ("bam.merge.learned", recipe_merge.LearnedWeights),
     ("bam.merge.search", recipe_merge.SearchedWeights),
     ("bam.outer", recipe_merge.Outer),
+    ("vocabulary", recipe_vocabulary.Vocabulary),
     ("lora", recipe_lora.Lora),
     ("quantization", models.Quantization),
     ("training", models.Training),

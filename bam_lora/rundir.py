@@ -229,6 +229,8 @@ def recipe_key(recipe: Recipe) -> str:
     values = recipe.resolved()
     merge = values["bam"]["merge"]
     merge["weights_by_module"] = list(merge["weights_by_module"].items())  # their order counts, as a mapping's does not
+    if values["vocabulary"]["tokens"] is None:
+        del values["vocabulary"]
     return digest({name: value for name, value in values.items() if name not in ("output", "keep")})
 
 

@@ -6,7 +6,7 @@ import math
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,15 @@ class Windowed:
     windows: tuple[tuple[Window, ...], ...]
     window_bytes: int
     overlap_bytes: int
+
+
+@dataclass(frozen=True)
+class FoundBase:
+    """A base as a run found it, with its own tokenizer, before its vocabulary grew."""
+
+    folder: Path
+    tokenizer: Any
+    evaluation: Windowed | None
 
 
 def read_set(source: SetSource) -> EvaluationSet:
@@ -129,6 +138,15 @@ def prepare_evaluation(
 def _set_to_json(part: EvaluationSet) -> dict[str, Any]:
     chats = {"chats": chats_to_json(part.chats)} if part.chats else {}
     return {"name": part.name, "role": part.role, "documents": list(part.documents), **chats}
+
+
+def recut(evaluation: Windowed, tokenizer: Any, context_tokens: int | None) -> Windowed:
+    """The same sets in the same windows of bytes, as another tokenizer splits them."""
+    size, overlap = evaluation.window_bytes, evaluation.overlap_bytes
+    windows = tuple(tuple(make_windows(part.documents, tokenizer, size, overlap)) for part in evaluation.sets)
+    for part, cut in zip(evaluation.sets, windows, strict=True):
+        require_fit(cut, part.name, size, context_tokens)
+    return replace(evaluation, windows=windows)
 
 
 def _overlap(window_bytes: int, overlap_bytes: int | None) -> int:

@@ -22,7 +22,7 @@ from bam_lora.recipe import Recipe
 from bam_lora.recipe_chat import trains_chat
 from bam_lora.report.format import scores_line
 from bam_lora.rundir import RunDirectory
-from bam_lora.scoring import Windowed, sample_texts, score_sets
+from bam_lora.scoring import FoundBase, Windowed, sample_texts, score_sets
 from bam_lora.store import digest, link_or_copy, new_folder, read_record, seal, verify, write_record
 from bam_lora.views import adapted, count_linear_modules
 
@@ -65,6 +65,7 @@ class Context:
     progress: RunProgress
     stop: StopRequest
     front: Front
+    found: FoundBase | None = None  # the base before this run grew its vocabulary
     slot: ModelSlot = field(init=False)
     verified: set[Path] = field(default_factory=set)  # folders whose every byte this process has hashed
 
@@ -81,8 +82,15 @@ class Context:
         """How every model is held that is scored."""
         return self.front.scoring_load
 
+    def found_model(self, how: Loading) -> tuple[Any, Any]:
+        """The base as the run found it, and its tokenizer."""
+        if self.found is None:
+            return self.model(0, how), self.tokenizer
+        folder = self.found.folder
+        return self.slot.get("as found", lambda: folder, how), self.found.tokenizer
+
     def model(self, iteration: int, how: Loading) -> Any:
-        """The model after an iteration (0: as the run found it), loaded."""
+        """The model after an iteration (0: what the first branches start from), loaded."""
         return self.slot.get(self.ledger.key(iteration), lambda: base_folder(self, iteration), how)
 
 
@@ -145,17 +153,22 @@ def score_model(context: Context, iteration: int, branch: int | None = None) -> 
     context.progress.stage("scoring " + _name(iteration, branch))
     model = context.model(iteration if branch is None else iteration - 1, how)
     with adapted(model, adapter) as subject:
-        scores = score_sets(
-            subject,
-            context.tokenizer,
-            context.evaluation,
-            batch_size=context.recipe.evaluation.batch_size,
-            dtype=how.compute_dtype,
-            on_batch=lambda count: context.stop.check(),
-        )
+        scores = scored(context, subject, context.tokenizer, context.evaluation)
     record = {"format": 1, "iteration": iteration, "branch": branch, "precision": context.recipe.evaluation.precision}
     write_record(folder / "eval.json", key, {**record, "linear_modules": count_linear_modules(model), **scores})
     context.progress.say(f"{_name(iteration, branch)}: {scores_line(scores['scores'])}")
+
+
+def scored(context: Context, model: Any, tokenizer: Any, evaluation: Windowed) -> dict[str, Any]:
+    """What `score_sets` says of a model, by the recipe's settings."""
+    return score_sets(
+        model,
+        tokenizer,
+        evaluation,
+        batch_size=context.recipe.evaluation.batch_size,
+        dtype=context.scoring_load.compute_dtype,
+        on_batch=lambda count: context.stop.check(),
+    )
 
 
 def score_branch(context: Context, branch: BranchPlan) -> None:
@@ -218,10 +231,10 @@ def write_samples(context: Context, iteration: int) -> None:
         return
     context.progress.stage(f"writing samples with the {_name(iteration, None)}")
     how = context.scoring_load
-    model = context.model(iteration, how)
+    model, tokenizer = (context.model(iteration, how), context.tokenizer) if iteration else context.found_model(how)
     others = [sample for sample in record["samples"] if sample["iteration"] != iteration]
     chat = context.recipe.mode == "chat"
-    new = sample_texts(model, context.tokenizer, prompts, iteration, how.compute_dtype, chat=chat)
+    new = sample_texts(model, tokenizer, prompts, iteration, how.compute_dtype, chat=chat)
     models = {**record["models"], str(iteration): key}
     samples = sorted(others + new, key=lambda sample: sample["iteration"])
     write_record(path, "samples", {"samples": samples, "models": models})

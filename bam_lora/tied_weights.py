@@ -49,7 +49,7 @@ def plan_fold(
     ends = (*_EMBEDDING_ENDS, *([stored_embedding] if stored_embedding else []))
     embedding = next((name for name in changes.names() if name.endswith(ends)), None)
     head = next((name for name in changes.names() if name.endswith(_HEAD_ENDS)), None)
-    if not (embedding or head) or not _is_tied(checkpoint.config, stored_head):
+    if not (embedding or head) or not is_tied(checkpoint.config, stored_head):
         return _finished(checkpoint, place(checkpoint, changes, {}), stored_embedding, stored_head, partly), changes
     if stored_embedding is None:
         raise UserError.of(
@@ -120,8 +120,8 @@ def _untie(
     plan.added[head or _HEAD] = (stored_embedding, own)
 
 
-def _is_tied(config: Mapping[str, Any], stored_head: str | None) -> bool:
-    """As config.json says; where it says nothing, a model without a stored head has its embedding as one."""
+def is_tied(config: Mapping[str, Any], stored_head: str | None) -> bool:
+    """Whether the head is the embedding, as config.json says; where it says nothing, if no head is stored."""
     if stored_head is None and str((config.get("architectures") or [""])[0]).endswith(_HEADLESS):
         return False
     text = config.get("text_config")
