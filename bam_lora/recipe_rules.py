@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from bam_lora.recipe_lora import Lora
     from bam_lora.recipe_models import Bam, Data, Evaluation, Quantization, Selection
     from bam_lora.recipe_sources import EvaluationSource, Source
+    from bam_lora.recipe_vocabulary import Vocabulary
 
 SELECTED = ("learned", "search")  # merge weights that the selection sets choose
 # Those whose merged delta stays in the span of the branches' factors, with one number a branch.
@@ -136,20 +137,24 @@ def _outer(bam: Bam) -> list[Finding]:
     return []
 
 
-def _adapter(bam: Bam, lora: Lora) -> list[Finding]:
+def _adapter(bam: Bam, lora: Lora, vocabulary: Vocabulary) -> list[Finding]:
     """What is not low rank is added up, or merged element by element: there are no factors to learn or turn by."""
-    key, merge = lora.beside_factors, bam.merge
+    beside, merge = lora.beside_factors, bam.merge
+    key = "vocabulary.tokens" if vocabulary.tokens is not None else beside and f"lora.{beside}"
     if key is None:
         return []
     findings: list[Finding] = []
+    if beside and vocabulary.tokens is not None:
+        message = "expected none beside vocabulary.tokens, which says what is trained beside the factors, found some"
+        findings.append((("lora", beside), message))
     if merge.weights in SELECTED:
-        message = f"expected uniform, tokens or a list, since lora.{key} is not low rank, found {merge.weights}"
+        message = f"expected uniform, tokens or a list, since {key} is not low rank, found {merge.weights}"
         findings.append((("bam", "merge", "weights"), message))
     if merge.method in LOW_RANK_METHODS and merge.method != "linear":
-        message = f"expected linear or a method by elements, since lora.{key} is not low rank, found {merge.method}"
+        message = f"expected linear or a method by elements, since {key} is not low rank, found {merge.method}"
         findings.append((("bam", "merge", "method"), message))
     if (bam.outer.learning_rate, bam.outer.momentum) != (1, 0):
-        message = f"expected learning_rate 1 and momentum 0, since lora.{key} is not low rank, found others"
+        message = f"expected learning_rate 1 and momentum 0, since {key} is not low rank, found others"
         findings.append((("bam", "outer"), message))
     return findings
 
@@ -225,7 +230,7 @@ RULES: tuple[tuple[tuple[str, ...], Callable[..., list[Finding]]], ...] = (
     (("mode", "data", "evaluation", "selection"), recipe_chat.check_modes),
     (("data",), _filters),
     (("strategy", "bam"), _bam),
-    (("bam", "lora"), _adapter),
+    (("bam", "lora", "vocabulary"), _adapter),
     (("lora", "quantization"), _initial),
     (("training",), _max_steps),
     (("evaluation",), _evaluation),
