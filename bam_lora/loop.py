@@ -194,7 +194,7 @@ def _open_base(directory: RunDirectory, recipe: Recipe, progress: RunProgress) -
     if ledger.base:
         require_same_files(original, files, ledger.base["files"])
     if not started:
-        ledger.base = {"name": original.name, "revision": original.revision, "files": files}
+        ledger.base |= {"name": original.name, "revision": original.revision, "files": files}
         ledger.save()
     if chained and verify(parent.model, ledger.key(0)) is None:
         raise UserError.of(

@@ -1,0 +1,234 @@
+"""Runs that grow the base's vocabulary: step 0 in the ledger, the new rows in merges and folds, resuming, chaining."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import GERMAN, write_jsonl
+from safetensors.torch import load_file
+
+from bam_lora.adapters import Adapter
+from bam_lora.base import load_tokenizer
+from bam_lora.errors import UserError
+from bam_lora.export import export_adapter
+from bam_lora.grown_base import grown_rows
+from bam_lora.ledger import Ledger
+from bam_lora.loop import run
+from bam_lora.recipe import Recipe, recipe_from_dict
+from bam_lora.rundir import RunDirectory
+from bam_lora.store import hash_file, read_json, read_record
+
+EMBEDDING = "model.embed_tokens.weight"
+
+
+def recipe(base: Path | str, folder: Path, **changed: Any) -> Recipe:
+    write_jsonl(folder / "train.jsonl", GERMAN[:40])
+    write_jsonl(folder / "valid.jsonl", GERMAN[40:])
+    values: dict[str, Any] = {
+        "base": str(base),
+        "output": "unused",
+        "data": {"target": [{"path": str(folder / "train.jsonl")}], "sequence_length": 64},
+        "bam": {"slices": 4, "branches": 2},
+        "vocabulary": {"tokens": 50, "pad_to_multiple_of": 16},
+        "lora": {"r": 4},
+        "quantization": {"bits": 16, "compute_dtype": "bfloat16"},
+        "training": {"learning_rate": 5e-3, "per_device_train_batch_size": 2, "checkpointing": False},
+        "evaluation": {"target": [{"path": str(folder / "valid.jsonl")}], "precision": "16bit", "branches": False},
+    }
+    return recipe_from_dict(values | changed)
+
+
+@pytest.fixture(scope="module")
+def grown_run(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("grown")
+    run(recipe(tiny_base, folder, keep={"bases": "all"}), folder / "run")
+    return folder / "run"
+
+
+def pieces_of(root: Path) -> tuple[int, list[list[int]]]:
+    content = read_json(root / "vocabulary" / "vocabulary.json")
+    return content["first"], [one["pieces"] for one in content["tokens"]]
+
+
+def test_step_0_is_the_base_with_the_means_of_the_pieces(grown_run: Path, tiny_base: Path) -> None:
+    first, pieces = pieces_of(grown_run)
+    old = load_file(tiny_base / "model.safetensors")[EMBEDDING]
+    new = load_file(grown_run / "iterations" / "00" / "base" / "model.safetensors")[EMBEDDING]
+    assert first == len(load_tokenizer(tiny_base))
+    assert new.shape[0] == 400
+    assert torch.equal(new, grown_rows(old, pieces, first, 400))
+    ledger = read_json(grown_run / "ledger.json")
+    assert set(ledger["base"]["vocabulary"]["files"]) == {"tokenizer.json", "tokenizer_config.json", "vocabulary.json"}
+    model = read_record(grown_run / "iterations" / "00" / "base" / "done.json")
+    assert model is not None
+    assert ledger["base"]["vocabulary"]["weights"] == {"model.safetensors": model["files"]["model.safetensors"]}
+
+
+def test_rows_of_the_branches_are_averaged_and_old_ones_keep_every_bit(grown_run: Path) -> None:
+    first, pieces = pieces_of(grown_run)
+    start = load_file(grown_run / "iterations" / "00" / "base" / "model.safetensors")[EMBEDDING].double()
+    wanted = start.clone()
+    new = range(first, first + len(pieces))
+    for number in (1, 2):
+        shown = wanted.to(torch.bfloat16).double() if number > 1 else wanted.clone()
+        for branch in (1, 2):
+            folder = grown_run / "iterations" / f"{number:02}" / f"branch-{branch}" / "adapter"
+            tensors = load_file(folder / "adapter_model.safetensors")
+            rows = [value for name, value in tensors.items() if "trainable_tokens_delta" in name]
+            assert len(rows) == 1
+            assert rows[0].dtype == torch.float32
+            assert Adapter.open(folder).config["trainable_token_indices"] == {"embed_tokens": list(new)}
+            wanted[list(new)] += (rows[0].double() - shown[list(new)]) / 2
+        found = Ledger.load(grown_run).start_value(EMBEDDING, number)
+        assert found is not None
+        torch.testing.assert_close(found.double(), wanted, rtol=0, atol=1e-6)
+        wanted = found.double()
+    model = load_file(grown_run / "model" / "model.safetensors")
+    assert torch.equal(model[EMBEDDING], wanted.to(torch.bfloat16))
+    assert torch.equal(model[EMBEDDING][:first].double(), start[:first])
+    assert not torch.equal(model[EMBEDDING][list(new)].double(), start[list(new)])
+    assert "lm_head.weight" not in model
+
+
+def test_the_result_is_a_plain_model_with_the_new_tokenizer(grown_run: Path, tiny_base: Path) -> None:
+    import transformers
+
+    model, loaded = transformers.AutoModelForCausalLM.from_pretrained(grown_run / "model", output_loading_info=True)
+    assert not loaded["missing_keys"]
+    assert not loaded["mismatched_keys"]
+    assert model.config.vocab_size == 400
+    assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    tokenizer, before = load_tokenizer(grown_run / "model"), load_tokenizer(tiny_base)
+    ids = tokenizer(GERMAN[0], return_tensors="pt")["input_ids"]
+    assert ids.shape[1] < len(before(GERMAN[0])["input_ids"])
+    assert ids.max() >= pieces_of(grown_run)[0]
+    assert tokenizer.decode(ids[0], skip_special_tokens=True) == GERMAN[0]
+    assert model.generate(ids, max_new_tokens=4, min_new_tokens=4, do_sample=False).shape[1] == ids.shape[1] + 4
+
+
+def test_iteration_0_is_the_base_as_it_came_in_the_same_windows(grown_run: Path, tiny_base: Path) -> None:
+    from bam_lora.score_files import score_files
+
+    found = read_record(grown_run / "iterations" / "00" / "eval.json")
+    last = read_record(grown_run / "iterations" / "02" / "eval.json")
+    measures = read_record(grown_run / "iterations" / "00" / "vocabulary.json")
+    assert found is not None
+    assert last is not None
+    assert measures is not None
+    assert (found["window_bytes"], found["overlap_bytes"]) == (last["window_bytes"], last["overlap_bytes"])
+    [part] = measures["sets"]
+    assert part["tokens_after"] < 0.6 * part["tokens_before"]
+    assert part["bytes"] == found["scores"][0]["bytes"] == last["scores"][0]["bytes"]
+    assert last["scores"][0]["bits_per_byte"] < found["scores"][0]["bits_per_byte"]
+    assert measures["scores"][0]["bits_per_byte"] != found["scores"][0]["bits_per_byte"]
+    valid = grown_run.parent / "valid.jsonl"
+    again = score_files(str(tiny_base), [valid], [], precision="16bit", window_bytes=found["window_bytes"])
+    assert again["scores"][0]["bits_per_byte"] == pytest.approx(found["scores"][0]["bits_per_byte"], rel=1e-9)
+
+
+def test_a_stopped_run_goes_on_to_the_same_model(grown_run: Path, tiny_base: Path, tmp_path: Path) -> None:
+    wanted = hash_file(grown_run / "model" / "model.safetensors")
+    root = tmp_path / "run"
+    shutil.copytree(grown_run, root, copy_function=shutil.copy)
+    for path in ("model", "iterations/00/base", "iterations/02"):
+        shutil.rmtree(root / path)
+    ledger = Ledger.load(root)
+    del ledger.iterations[1:]
+    ledger.save()
+    run(recipe(tiny_base, grown_run.parent, keep={"bases": "all"}), root)
+    assert hash_file(root / "model" / "model.safetensors") == wanted
+    assert hash_file(root / "iterations" / "00" / "base" / "model.safetensors") == hash_file(
+        grown_run / "iterations" / "00" / "base" / "model.safetensors"
+    )
+
+
+def test_a_changed_vocabulary_is_found_out(grown_run: Path, tiny_base: Path, tmp_path: Path) -> None:
+    root = tmp_path / "run"
+    shutil.copytree(grown_run, root, copy_function=shutil.copy)
+    shutil.rmtree(root / "model")
+    file = root / "vocabulary" / "vocabulary.json"
+    file.write_text(file.read_text().replace('"saved": ', '"saved": 1'))
+    with pytest.raises(UserError, match=r"vocabulary\.json: expected the file that the ledger records, found another"):
+        run(recipe(tiny_base, grown_run.parent, keep={"bases": "all"}), root)
+
+
+def test_a_run_from_a_grown_one_takes_its_base_and_tokenizer(grown_run: Path, tmp_path: Path) -> None:
+    again = recipe(grown_run, tmp_path, vocabulary={}, bam={"slices": 2, "branches": 2})
+    run(again, tmp_path / "next")
+    ledger, parent = Ledger.load(tmp_path / "next"), Ledger.load(grown_run)
+    assert ledger.key(0) == parent.key()
+    assert ledger.base["vocabulary"]["path"] == "parent/vocabulary"
+    assert hash_file(tmp_path / "next" / "model" / "tokenizer.json") == hash_file(
+        grown_run / "model" / "tokenizer.json"
+    )
+    model = load_file(tmp_path / "next" / "model" / "model.safetensors")
+    assert torch.equal(model[EMBEDDING], load_file(grown_run / "model" / "model.safetensors")[EMBEDDING])
+    before = read_record(grown_run / "iterations" / "02" / "eval.json")
+    start = read_record(tmp_path / "next" / "iterations" / "00" / "eval.json")
+    assert start is not None
+    assert before is not None
+    assert start["scores"][0]["bits_per_byte"] == pytest.approx(before["scores"][0]["bits_per_byte"], rel=1e-9)
+    with pytest.raises(UserError, match=r"vocabulary\.tokens: expected none where the base is a finished run"):
+        run(recipe(grown_run, tmp_path), tmp_path / "twice")
+
+
+def test_an_extended_run_keeps_its_tokens(tiny_base: Path, tmp_path: Path) -> None:
+    short = recipe(tiny_base, tmp_path, bam={"slices": 2, "branches": 2})
+    write_jsonl(tmp_path / "train.jsonl", GERMAN[:16])
+    run(short, tmp_path / "run")
+    vocabulary = hash_file(tmp_path / "run" / "vocabulary" / "vocabulary.json")
+    write_jsonl(tmp_path / "train.jsonl", GERMAN[:40])
+    longer = recipe(tiny_base, tmp_path, bam={"slices": 4, "branches": 2})
+    run(longer, tmp_path / "run", extend=True)
+    assert hash_file(tmp_path / "run" / "vocabulary" / "vocabulary.json") == vocabulary
+    assert len(Ledger.load(tmp_path / "run").iterations) == 2
+    embedding = load_file(RunDirectory(tmp_path / "run").model / "model.safetensors")[EMBEDDING]
+    assert embedding.shape[0] == 400
+    with pytest.raises(UserError, match="full weights"):
+        export_adapter(tmp_path / "run", tmp_path / "adapter")
+
+
+def test_rows_of_an_untied_base_train_in_embedding_and_head(tmp_path: Path, tiny_base: Path) -> None:
+    import transformers
+
+    base = tmp_path / "untied"
+    model = transformers.AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.bfloat16)
+    model.config.tie_word_embeddings = False
+    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
+    model.save_pretrained(base)
+    load_tokenizer(tiny_base).save_pretrained(base)
+    run(recipe(base, tmp_path, bam={"slices": 2, "branches": 2}), tmp_path / "run")
+    first, pieces = pieces_of(tmp_path / "run")
+    start = load_file(tmp_path / "run" / "iterations" / "00" / "base" / "model.safetensors")
+    done = load_file(tmp_path / "run" / "model" / "model.safetensors")
+    new = slice(first, first + len(pieces))
+    for name in (EMBEDDING, "lm_head.weight"):
+        assert torch.equal(done[name][:first], start[name][:first])
+        assert not torch.equal(done[name][new], start[name][new])
+    assert not torch.equal(done[EMBEDDING][new], done["lm_head.weight"][new])
+
+
+def test_all_rows_can_be_trained(tmp_path: Path, tiny_base: Path) -> None:
+    wanted = {"tokens": 20, "train": "all"}
+    run(recipe(tiny_base, tmp_path, vocabulary=wanted, bam={"slices": 2, "branches": 2}), tmp_path / "run")
+    first, _ = pieces_of(tmp_path / "run")
+    start = load_file(tmp_path / "run" / "iterations" / "00" / "base" / "model.safetensors")
+    done = load_file(tmp_path / "run" / "model" / "model.safetensors")
+    assert not torch.equal(done[EMBEDDING][:first], start[EMBEDDING][:first])
+    assert "lm_head.weight" not in done
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"lora": {"trainable_token_indices": [1]}}, r"lora\.trainable_token_indices: expected none beside vocabulary"),
+        ({"bam": {"merge": {"method": "slerp"}}}, r"expected linear .* since vocabulary\.tokens is not low rank"),
+    ],
+)
+def test_what_does_not_go_with_new_tokens(changed: dict[str, Any], words: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=words):
+        recipe("some/base", tmp_path, **changed)
