@@ -21,6 +21,7 @@ from bam_lora.difference import Known
 from bam_lora.errors import UserError
 from bam_lora.fold_plan import EMBEDDING_NAMES
 from bam_lora.front import Front
+from bam_lora.grown_tokenizer import open_backend
 from bam_lora.ledger import LEDGER_FILE
 from bam_lora.module_weights import require_patterns
 from bam_lora.plan import describe_merge, iteration_count, merge_settings
@@ -32,6 +33,8 @@ from bam_lora.rehearsal import require_mergeable
 from bam_lora.slice_groups import ColumnValues
 from bam_lora.sources import open_source, read_rows, read_texts, text_source
 from bam_lora.store import require_space
+from bam_lora.token_learning import require_bpe
+from bam_lora.vocabulary import require_fresh_base
 
 _SAMPLE_DOCUMENTS = 50
 _EXCERPT_CHARACTERS = 70
@@ -79,7 +82,8 @@ def check_recipe(recipe: Recipe) -> str:
             "note        without evaluation.target and evaluation.source, learning or forgetting is not measured"
         )
     require_groups(recipe)
-    lines += data_lines(recipe, tokenizer) + _plan_lines(recipe) + _disk_lines(recipe, folder, checkpoint)
+    lines += _vocabulary_lines(recipe, folder) + data_lines(recipe, tokenizer)
+    lines += _plan_lines(recipe) + _disk_lines(recipe, folder, checkpoint)
     return "\n".join(lines)
 
 
@@ -149,6 +153,18 @@ def _describe_chat(
     return f"{source.path}: {amount}{trained / tokens:.0%} of the tokens are answers; the first is “{excerpt}…”"
 
 
+def _vocabulary_lines(recipe: Recipe, folder: Path) -> list[str]:
+    wanted = recipe.vocabulary
+    if wanted.tokens is None:
+        return []
+    require_fresh_base(recipe.base, wanted.tokens, chained=(Path(recipe.base) / LEDGER_FILE).is_file())
+    require_bpe(open_backend(folder), recipe.base)
+    return [
+        f"vocabulary  {wanted.tokens:,} new tokens at most, learned from {wanted.sample_bytes / 1e6:g} MB of target; "
+        f"tokens per byte above are the base's own; trained: {wanted.train} rows"
+    ]
+
+
 def _plan_lines(recipe: Recipe) -> list[str]:
     training = recipe.training
     per_step = training.per_device_train_batch_size * training.gradient_accumulation_steps * recipe.data.sequence_length
@@ -178,15 +194,16 @@ def _disk_lines(recipe: Recipe, folder: Path, checkpoint: Checkpoint) -> list[st
     matrices = [r.shape for name, r in checkpoint.tensors().items() if len(r.shape) == 2 and "embed" not in name]
     adapter = sum(recipe.lora.r * (rows + columns) * 4 for rows, columns in matrices)
     # While one iteration's model is folded the one before it is still there; optimizer states are twice the adapter.
-    needed = 2 * weights + recipe.slices * adapter + 3 * recipe.training.save_total_limit * adapter
+    models = 2 if recipe.vocabulary.tokens is None else 3
+    needed = models * weights + recipe.slices * adapter + 3 * recipe.training.save_total_limit * adapter
     note = ""
     by_elements = recipe.bam.merge.method if recipe.bam.merge.method in DENSE_METHODS else None
-    key = by_elements or recipe.lora.beside_factors
+    key = by_elements or recipe.beside_factors
     if key is not None:
         kept = iteration_count(recipe) if recipe.keep.bases == "all" else 2
         whole = sum(4 * rows * columns for rows, columns in matrices) if by_elements or recipe.lora.dora else 0
         embeddings = [r.shape for name, r in checkpoint.tensors().items() if name.endswith(EMBEDDING_NAMES)]
-        if recipe.lora.modules_to_save or recipe.lora.trainable_token_indices:
+        if recipe.vocabulary.tokens or recipe.lora.modules_to_save or recipe.lora.trainable_token_indices:
             whole += sum(4 * math.prod(shape) for shape in embeddings)
         needed += kept * whole
         note = f"; {key} keeps whole weights of up to {kept} iterations, at most {whole / 1e9:.2f} GB each"

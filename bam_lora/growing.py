@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from bam_lora.base import BaseFiles, context_length, find_base
-from bam_lora.errors import UserError
 from bam_lora.front import Front
 from bam_lora.grown_tokenizer import changed_share, open_backend, token_count
 from bam_lora.ledger import Ledger
@@ -21,7 +20,7 @@ from bam_lora.stages import Context, score_model, scored
 from bam_lora.store import digest, read_json, read_record, write_record
 from bam_lora.token_learning import count_words
 from bam_lora.views import count_linear_modules
-from bam_lora.vocabulary import TOKENS, VOCABULARY, Growth, grown_files, learn_vocabulary
+from bam_lora.vocabulary import TOKENS, VOCABULARY, Growth, grown_files, learn_vocabulary, require_fresh_base
 
 
 def grow(
@@ -40,13 +39,7 @@ def grow(
         UserError: If the tokens cannot be learned, or the base is a finished run.
     """
     wanted, known = recipe.vocabulary, ledger.base.get("vocabulary")
-    if wanted.tokens is not None and (ledger.inherited or (known and known["path"] != VOCABULARY)):
-        raise UserError.of(
-            "vocabulary.tokens",
-            expected="none where the base is a finished run: new tokens come before all training",
-            found=f"{wanted.tokens}",
-            remedy=f"Leave it out, or start from the model in {Path(recipe.base) / 'model'}",
-        )
+    require_fresh_base(recipe.base, wanted.tokens, chained=bool(ledger.inherited))
     if known is None and wanted.tokens is None:
         return original
     if known is None:

@@ -269,6 +269,12 @@ class Recipe(Section):
         """K as the strategy makes it: 1 for the baselines."""
         return self.bam.branches if self.strategy == "bam" else 1
 
+    @property
+    def beside_factors(self) -> str | None:
+        """The first key by which branches train more than low-rank factors, or None."""
+        key = self.lora.beside_factors
+        return "vocabulary.tokens" if self.vocabulary.tokens is not None else key and f"lora.{key}"
+
     def resolved(self) -> dict[str, Any]:
         """Every value, defaults included, in plain JSON types; without `script` where there is none."""
         return self.model_dump(mode="json", exclude=None if self.script is not None else {"script"})

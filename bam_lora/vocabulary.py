@@ -42,6 +42,21 @@ class Growth:
     pad_to_multiple_of: int | None
 
 
+def require_fresh_base(base: str, tokens: int | None, *, chained: bool) -> None:
+    """Checks that new tokens come before all training.
+
+    Raises:
+        UserError: If there are to be some, and the base is a finished run.
+    """
+    if tokens is not None and chained:
+        raise UserError.of(
+            "vocabulary.tokens",
+            expected="none where the base is a finished run: new tokens come before all training",
+            found=f"{tokens}",
+            remedy=f"Leave it out, or start from the model in {Path(base) / 'model'}",
+        )
+
+
 def learn_vocabulary(base: Path, sources: Sequence[TextSource], growth: Growth, root: Path) -> dict[str, Any]:
     """Learns new tokens and writes `root/vocabulary/`: the grown tokenizer and `vocabulary.json`.
 

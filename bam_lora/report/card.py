@@ -14,9 +14,10 @@ from bam_lora.report.chain import chain_scores_table
 from bam_lora.report.data_tables import data_table
 from bam_lora.report.tables import Cell, Table, scores_table, summary_table
 from bam_lora.report.verdict import verdict
+from bam_lora.report.vocabulary import vocabulary_table
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
-_RECIPE_KEYS = ("strategy", "data", "bam", "lora", "quantization", "training", "seed")
+_RECIPE_KEYS = ("strategy", "data", "bam", "vocabulary", "lora", "quantization", "training", "seed")
 _NOT_COMPARED = (
     "Not compared with another way of training: "
     "this does not say whether one would have learned more or forgotten less."
@@ -58,6 +59,7 @@ def model_card(report: Mapping[str, Any], recipe: dict[str, Any]) -> str:
         _drawn(summary_table([report])),
         _drawn(scores_table([report])),
         _drawn(chain_scores_table([report])),
+        _drawn(vocabulary_table([report])),
         "## Training data",
         _drawn(data_table([report]), public=True),
         "## Use",

@@ -18,6 +18,7 @@ from bam_lora.report.figures import figures, run_figures
 from bam_lora.report.learned import learned_sections
 from bam_lora.report.searched import searched_sections
 from bam_lora.report.verdict import verdict
+from bam_lora.report.vocabulary import vocabulary_table
 
 Report = Mapping[str, Any]
 TEMPLATE = "report.html.j2"
@@ -53,6 +54,7 @@ def render_html(reports: Sequence[Report], comparison: Mapping[str, Any] | None)
             chain_scores_table(reports),
             chain_iterations_table(reports),
             tables.scores_table(reports),
+            vocabulary_table(reports),
             tables.shrink_table(reports),
             tables.iterations_table(reports),
             tables.cost_table(reports),

@@ -11,6 +11,7 @@ from bam_lora.report.chain import chain_iterations_table, chain_scores_table
 from bam_lora.report.envelope_text import alone, envelope_sentences, envelope_table
 from bam_lora.report.tables import Cell, Table, cost_table, pairs_table, shrink_table, summary_table
 from bam_lora.report.verdict import verdict
+from bam_lora.report.vocabulary import vocabulary_table
 
 _WIDTH = 88
 
@@ -36,6 +37,8 @@ def render_text(reports: Sequence[Mapping[str, Any]], comparison: Mapping[str, A
     else:
         parts += [_drawn(pairs_table(comparison)), _drawn(envelope_table(comparison))]
         parts.append("\n".join(_wrapped(sentence) for sentence in envelope_sentences(comparison)))
+    if (grown := vocabulary_table(reports)).rows:
+        parts.append(_drawn(grown))
     parts.append(_drawn(cost_table(reports)))
     return "\n\n".join(parts) + "\n"
 
