@@ -45,11 +45,15 @@ def past_folders(directory: RunDirectory, plan: Plan, number: int, dtype: str) -
 
 
 class _Factors(Mapping[str, Sequence[Factors | None]]):
-    """The branches' factors by weight name, read when they are asked for: memory never holds all of them in fp32."""
+    """The branches' factors by weight name, read when they are asked for: memory never holds all of them in fp32.
+
+    Weights of which a branch has more than factors, such as the rows of new tokens, are left out.
+    """
 
     def __init__(self, adapters: Sequence[Adapter]) -> None:
         self._adapters = adapters
-        self._names = sorted({name for adapter in adapters for name in adapter.names})
+        whole = {name for adapter in adapters for name in adapter.names if not _has_factors_alone(adapter, name)}
+        self._names = sorted({name for adapter in adapters for name in adapter.names} - whole)
 
     def __getitem__(self, name: str) -> Sequence[Factors | None]:
         return [adapter.factors(name) for adapter in self._adapters]
@@ -59,6 +63,12 @@ class _Factors(Mapping[str, Sequence[Factors | None]]):
 
     def __len__(self) -> int:
         return len(self._names)
+
+
+def _has_factors_alone(adapter: Adapter, name: str) -> bool:
+    entry = adapter.entry(name)
+    assert entry is not None, name
+    return entry.is_low_rank and entry.value is None
 
 
 def learn_merge(

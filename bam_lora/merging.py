@@ -23,9 +23,10 @@ from bam_lora.module_weights import resolve_by_module, weights_by_name
 from bam_lora.outer import OuterStep, outer_update, past_merges
 from bam_lora.plan import IterationPlan
 from bam_lora.recipe_rules import SELECTED
-from bam_lora.snapshots import Snapshot, write_merged
+from bam_lora.snapshots import Snapshot, read_snapshot, write_merged
 from bam_lora.stages import Context
 from bam_lora.store import digest, read_record, verify, write_record
+from bam_lora.views import with_weights
 
 _Found = TypeVar("_Found", LearnedWeights, SearchedWeights)
 
@@ -104,11 +105,13 @@ def _merged(
     if wanted["weights"] == "learned":
         if wanted["learned"]["scope"] == "run":
             folders += past_folders(directory, context.plan, number, context.training_load.compute_dtype)
-        learned = _learned(context, iteration, [Adapter.open(folder) for folder in folders], weights)
-        return _Merged(folders, weights, learned.coefficients, {"learned": learned.record()})
+        snapshot = _snapshot(context, number, MergedAdapters(adapters, weights))
+        learned = _learned(context, iteration, [Adapter.open(folder) for folder in folders], weights, snapshot)
+        return _Merged(folders, weights, learned.coefficients, {"learned": learned.record()}, snapshot)
     chosen = {}
     if wanted["weights"] == "search":
-        searched = _searched(context, iteration, adapters, weights)
+        snapshot = _snapshot(context, number, MergedAdapters(adapters, weights))
+        searched = _searched(context, iteration, adapters, weights, snapshot)
         weights, chosen["searched"] = searched.weights, searched.record()
     names = {name for adapter in adapters for name in adapter.names}
     options, by_name = dense_options(context, iteration), weights_by_name(names, by_module)
@@ -142,10 +145,21 @@ def _snapshot(context: Context, number: int, merged: MergedAdapters) -> Snapshot
 
 
 def _learned(
-    context: Context, iteration: IterationPlan, adapters: Sequence[Adapter], weights: Sequence[float]
+    context: Context,
+    iteration: IterationPlan,
+    adapters: Sequence[Adapter],
+    weights: Sequence[float],
+    snapshot: Snapshot | None,
 ) -> LearnedWeights:
     result = _on_selection(
-        context, iteration, adapters, weights, learn_merge, "learned", "learning the merge weights, step {}/{}"
+        context,
+        iteration,
+        adapters,
+        weights,
+        snapshot,
+        learn_merge,
+        "learned",
+        "learning the merge weights, step {}/{}",
     )
     last = result.history[result.best]
     context.progress.say(
@@ -156,10 +170,21 @@ def _learned(
 
 
 def _searched(
-    context: Context, iteration: IterationPlan, adapters: Sequence[Adapter], weights: Sequence[float]
+    context: Context,
+    iteration: IterationPlan,
+    adapters: Sequence[Adapter],
+    weights: Sequence[float],
+    snapshot: Snapshot | None,
 ) -> SearchedWeights:
     result = _on_selection(
-        context, iteration, adapters, weights, search_merge, "search", "searching the merge weights, {} of at most {}"
+        context,
+        iteration,
+        adapters,
+        weights,
+        snapshot,
+        search_merge,
+        "search",
+        "searching the merge weights, {} of at most {}",
     )
     found = "/".join(f"{weight:g}" for weight in result.weights)
     found = f"merge weights {found}" if any(result.weights) else "merge rejected, the base stays as it was"
@@ -172,6 +197,7 @@ def _on_selection(
     iteration: IterationPlan,
     adapters: Sequence[Adapter],
     weights: Sequence[float],
+    snapshot: Snapshot | None,
     find: Callable[..., _Found],
     settings: str,
     doing: str,
@@ -184,8 +210,11 @@ def _on_selection(
         context.stop.check()
         context.progress.stage(f"iteration {number}: {doing.format(step, steps)}")
 
+    model = context.model(number - 1, context.training_load)
+    if snapshot is not None:  # whole weights are averaged as they are, before the rest is chosen
+        model = with_weights(model, read_snapshot(context.directory.root, snapshot), snapshot.same)
     return find(
-        context.model(number - 1, context.training_load),
+        model,
         adapters, weights, context.selection, context.recipe, iteration, iteration.merge[settings],
         on_step=on_step,
     )  # fmt: skip

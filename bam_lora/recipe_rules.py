@@ -147,7 +147,7 @@ def _adapter(bam: Bam, lora: Lora, vocabulary: Vocabulary) -> list[Finding]:
     if beside and vocabulary.tokens is not None:
         message = "expected none beside vocabulary.tokens, which says what is trained beside the factors, found some"
         findings.append((("lora", beside), message))
-    if merge.weights in SELECTED:
+    if merge.weights in SELECTED and vocabulary.tokens is None:  # rows of tokens are averaged beside what is chosen
         message = f"expected uniform, tokens or a list, since {key} is not low rank, found {merge.weights}"
         findings.append((("bam", "merge", "weights"), message))
     if merge.method in LOW_RANK_METHODS and merge.method != "linear":

@@ -16,7 +16,7 @@ from bam_lora.errors import UserError
 from bam_lora.fold_blocks import Delta, exact_products, stored_blocks
 from bam_lora.fold_plan import Changes, Part
 from bam_lora.outline import Outline
-from bam_lora.safetensors_stream import TORCH_DTYPES, write_stream, write_tensors
+from bam_lora.safetensors_stream import TORCH_DTYPES, map_tensor, read_header, write_stream, write_tensors
 from bam_lora.store import inside, require_space
 from bam_lora.tied_weights import plan_fold
 
@@ -124,6 +124,12 @@ def write_merged(
     with exact_products():
         write_stream(inside(root, _path(iteration)), layout, values())
     return Snapshot(_path(iteration), {name: math.sqrt(square) for name, square in squares.items()}, same)
+
+
+def read_snapshot(root: Path, snapshot: Snapshot) -> dict[str, torch.Tensor]:
+    """A snapshot's weights in fp32, left on the disk until they are used."""
+    file = inside(root, snapshot.path)
+    return {name: map_tensor(file, record) for name, record in read_header(file).tensors.items()}
 
 
 def find_parts(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,26 @@ def branch_view(model: Any) -> Any:
                     shared[id(item)] = item
     view = copy.deepcopy(model, shared)
     view.requires_grad_(False)
+    return view
+
+
+def with_weights(model: Any, values: Mapping[str, Any], same: Mapping[str, str]) -> Any:
+    """A view of a model with other values in some of its weights.
+
+    Args:
+        model: The model; it is left as it was.
+        values: {parameter's name: its tensor}, of weights that are not quantised.
+        same: {parameter's name: the one in `values` that it shares}.
+    """
+    import torch
+
+    view = branch_view(model)
+    for name, value in values.items():
+        old = view.get_parameter(name)
+        new = torch.nn.Parameter(value.to(old.device, old.dtype), requires_grad=False)
+        for one in (name, *(twin for twin, other in same.items() if other == name)):
+            module, _, leaf = one.rpartition(".")
+            setattr(view.get_submodule(module), leaf, new)
     return view
 
 

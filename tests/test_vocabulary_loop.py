@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import GERMAN, write_jsonl
+from conftest import ENGLISH, GERMAN, write_jsonl
 from safetensors.torch import load_file
 
 from bam_lora.adapters import Adapter
@@ -232,3 +232,33 @@ def test_all_rows_can_be_trained(tmp_path: Path, tiny_base: Path) -> None:
 def test_what_does_not_go_with_new_tokens(changed: dict[str, Any], words: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=words):
         recipe("some/base", tmp_path, **changed)
+
+
+@pytest.mark.parametrize("weights", ["learned", "search"])
+def test_chosen_weights_are_those_of_the_factors(weights: str, tiny_base: Path, tmp_path: Path) -> None:
+    """Rows are the plain average under learned weights, and averaged by the weights that a search finds."""
+    write_jsonl(tmp_path / "chosen.jsonl", GERMAN[:30])
+    write_jsonl(tmp_path / "english.jsonl", ENGLISH)
+    selection = {role: [{"path": str(tmp_path / f"{name}.jsonl"), "set": f"chosen by {name}"}]
+                 for role, name in (("target", "chosen"), ("source", "english"))}  # fmt: skip
+    merge = {"weights": weights, "learned": {"steps": 3, "share": 5.0}, "search": {"share": 5.0, "evaluations": 4}}
+    bam = {"slices": 4, "branches": 2, "merge": merge}
+    run(recipe(tiny_base, tmp_path, bam=bam, selection=selection, keep={"bases": "all"}), tmp_path / "run")
+    first, pieces = pieces_of(tmp_path / "run")
+    new = list(range(first, first + len(pieces)))
+    done = read_record(tmp_path / "run" / "iterations" / "01" / "merge.json")
+    assert done is not None
+    shares = done["searched"]["weights"] if weights == "search" else [0.5, 0.5]
+    start = load_file(tmp_path / "run" / "iterations" / "00" / "base" / "model.safetensors")[EMBEDDING].double()[new]
+    wanted = start.clone()
+    for share, branch in zip(shares, (1, 2), strict=True):
+        folder = tmp_path / "run" / "iterations" / "01" / f"branch-{branch}" / "adapter"
+        tensors = load_file(folder / "adapter_model.safetensors")
+        [rows] = [value for name, value in tensors.items() if "trainable_tokens_delta" in name]
+        wanted += share * (rows.double() - start)
+    found = Ledger.load(tmp_path / "run").start_value(EMBEDDING, 1)
+    assert found is not None
+    torch.testing.assert_close(found.double()[new], wanted, rtol=0, atol=1e-6)
+    embedding = load_file(tmp_path / "run" / "model" / "model.safetensors")[EMBEDDING]
+    assert torch.equal(embedding[:first].double(), load_file(
+        tmp_path / "run" / "iterations" / "00" / "base" / "model.safetensors")[EMBEDDING][:first].double())  # fmt: skip
