@@ -275,3 +275,5 @@ def write_model(context: Context, card: str) -> None:
             (folder / "README.md").write_text(card, encoding="utf-8")
     if context.recipe.keep.bases == "none":
         drop_bases(context, last + 1)
+    if context.recipe.keep.bases != "all":  # of a grown vocabulary; what needs it makes it again from the original
+        shutil.rmtree(directory.folded(0), ignore_errors=True)

@@ -38,6 +38,7 @@ def recipe(base: Path | str, folder: Path, **changed: Any) -> Recipe:
         "quantization": {"bits": 16, "compute_dtype": "bfloat16"},
         "training": {"learning_rate": 5e-3, "per_device_train_batch_size": 2, "checkpointing": False},
         "evaluation": {"target": [{"path": str(folder / "valid.jsonl")}], "precision": "16bit", "branches": False},
+        "keep": {"bases": "all"},
     }
     return recipe_from_dict(values | changed)
 
@@ -45,7 +46,7 @@ def recipe(base: Path | str, folder: Path, **changed: Any) -> Recipe:
 @pytest.fixture(scope="module")
 def grown_run(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("grown")
-    run(recipe(tiny_base, folder, keep={"bases": "all"}), folder / "run")
+    run(recipe(tiny_base, folder), folder / "run")
     return folder / "run"
 
 
@@ -139,7 +140,7 @@ def test_a_stopped_run_goes_on_to_the_same_model(grown_run: Path, tiny_base: Pat
     ledger = Ledger.load(root)
     del ledger.iterations[1:]
     ledger.save()
-    run(recipe(tiny_base, grown_run.parent, keep={"bases": "all"}), root)
+    run(recipe(tiny_base, grown_run.parent), root)
     assert hash_file(root / "model" / "model.safetensors") == wanted
     assert hash_file(root / "iterations" / "00" / "base" / "model.safetensors") == hash_file(
         grown_run / "iterations" / "00" / "base" / "model.safetensors"
@@ -153,7 +154,7 @@ def test_a_changed_vocabulary_is_found_out(grown_run: Path, tiny_base: Path, tmp
     file = root / "vocabulary" / "vocabulary.json"
     file.write_text(file.read_text().replace('"saved": ', '"saved": 1'))
     with pytest.raises(UserError, match=r"vocabulary\.json: expected the file that the ledger records, found another"):
-        run(recipe(tiny_base, grown_run.parent, keep={"bases": "all"}), root)
+        run(recipe(tiny_base, grown_run.parent), root)
 
 
 def test_a_run_from_a_grown_one_takes_its_base_and_tokenizer(grown_run: Path, tmp_path: Path) -> None:
@@ -177,12 +178,13 @@ def test_a_run_from_a_grown_one_takes_its_base_and_tokenizer(grown_run: Path, tm
 
 
 def test_an_extended_run_keeps_its_tokens(tiny_base: Path, tmp_path: Path) -> None:
-    short = recipe(tiny_base, tmp_path, bam={"slices": 2, "branches": 2})
+    short = recipe(tiny_base, tmp_path, bam={"slices": 2, "branches": 2}, keep={"bases": "last"})
     write_jsonl(tmp_path / "train.jsonl", GERMAN[:16])
     run(short, tmp_path / "run")
     vocabulary = hash_file(tmp_path / "run" / "vocabulary" / "vocabulary.json")
     write_jsonl(tmp_path / "train.jsonl", GERMAN[:40])
-    longer = recipe(tiny_base, tmp_path, bam={"slices": 4, "branches": 2})
+    assert not (tmp_path / "run" / "iterations" / "00" / "base").exists(), "made again where it is needed"
+    longer = recipe(tiny_base, tmp_path, bam={"slices": 4, "branches": 2}, keep={"bases": "last"})
     run(longer, tmp_path / "run", extend=True)
     assert hash_file(tmp_path / "run" / "vocabulary" / "vocabulary.json") == vocabulary
     assert len(Ledger.load(tmp_path / "run").iterations) == 2
@@ -243,7 +245,7 @@ def test_chosen_weights_are_those_of_the_factors(weights: str, tiny_base: Path, 
                  for role, name in (("target", "chosen"), ("source", "english"))}  # fmt: skip
     merge = {"weights": weights, "learned": {"steps": 3, "share": 5.0}, "search": {"share": 5.0, "evaluations": 4}}
     bam = {"slices": 4, "branches": 2, "merge": merge}
-    run(recipe(tiny_base, tmp_path, bam=bam, selection=selection, keep={"bases": "all"}), tmp_path / "run")
+    run(recipe(tiny_base, tmp_path, bam=bam, selection=selection), tmp_path / "run")
     first, pieces = pieces_of(tmp_path / "run")
     new = list(range(first, first + len(pieces)))
     done = read_record(tmp_path / "run" / "iterations" / "01" / "merge.json")
