@@ -63,8 +63,7 @@ class Ledger:
 
         Args:
             root: The run's folder.
-            base: {"name", "revision", "files": {name: {"bytes", "sha256"}}} of the original base, and `vocabulary`, as
-                `learn_vocabulary` gives it, where it was given new tokens.
+            base: {"name", "revision", "files": {name: {"bytes", "sha256"}}} of the original base, its new tokens if any.
         """
         return cls(root, base)
 
@@ -281,9 +280,8 @@ class Ledger:
         parent = Ledger.load(parent_root)
         parent.verify()
         with new_folder(self.root / PARENT) as folder:
-            inherited = link_history(parent_root, parent._history(None), folder)
-            base = link_vocabulary(parent_root, parent.base, folder)
-        self.base, self.inherited = base, inherited
+            self.inherited = link_history(parent_root, parent._history(None), folder)
+            self.base = link_vocabulary(parent_root, parent.base, folder)
         self._opened.clear()
 
     def _adapters(self, entries: Sequence[Mapping[str, Any]]) -> list[Adapter]:
