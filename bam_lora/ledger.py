@@ -63,7 +63,7 @@ class Ledger:
 
         Args:
             root: The run's folder.
-            base: {"name", "revision", "files": {name: {"bytes", "sha256"}}} of the original base, its new tokens if any.
+            base: {"name", "revision", "files": {name: {"bytes", "sha256"}}} of the original base, and its `vocabulary`.
         """
         return cls(root, base)
 

@@ -56,6 +56,7 @@ from bam_lora.stages import (
     write_samples,
 )
 from bam_lora.store import read_record, require_space, verify, write_record
+from bam_lora.vocabulary import branch_lora
 
 
 def run(
@@ -156,6 +157,7 @@ def _prepare(
     if recipe.script is None:  # else they are PEFT's to find
         require_targets(start, recipe.lora.target_modules)
     require_patterns(start, recipe.lora.target_modules, recipe.bam.merge.weights_by_module)
+    front.lora = branch_lora(recipe, directory.root, original.folder)
     method, bits = recipe.bam.merge.method, recipe.quantization.bits
     require_mergeable(start, original.folder, ledger.view(0), front.adapter_config(), method, bits)
     limit = context_length(start)

@@ -24,6 +24,7 @@ from bam_lora.grown_tokenizer import (
     write_tokenizer,
 )
 from bam_lora.ledger_history import FORMAT, file_record
+from bam_lora.recipe import Lora, Recipe
 from bam_lora.sources import TextSource, open_source, read_texts
 from bam_lora.store import digest, inside, new_folder, read_json, verify, write_json
 from bam_lora.token_learning import count_words, learn_tokens, require_bpe
@@ -155,17 +156,19 @@ def grown_files(original: BaseFiles, base: dict[str, Any], root: Path, folder: P
     return BaseFiles(original.name, folder, original.revision)
 
 
-def adapter_arguments(tokenizer: Path, base: Path, train: str) -> dict[str, Any]:
-    """What `LoraConfig` is told so that a branch trains rows of the embedding and the output head.
+def branch_lora(recipe: Recipe, root: Path, grown: Path) -> Lora:
+    """The adapter of a run's branches: the recipe's, with the rows that a grown vocabulary has them train.
 
     Args:
-        tokenizer: `RUN/vocabulary`.
-        base: Folder of the grown base.
-        train: "new" rows or "all".
+        recipe: The run's.
+        root: Its folder.
+        grown: Folder of the base with the new tokens, if the recipe adds some.
     """
-    modules, tied = embedding_modules(base)
-    if train == "all":
-        return {"modules_to_save": modules, "ensure_weight_tying": tied}
-    content = read_json(tokenizer / TOKENS)
-    numbers = list(range(content["first"], content["first"] + len(content["tokens"])))
-    return {"trainable_token_indices": {name: list(numbers) for name in modules}}
+    if recipe.vocabulary.tokens is None:
+        return recipe.lora
+    modules, tied = embedding_modules(grown)
+    if recipe.vocabulary.train == "all":
+        return recipe.lora.model_copy(update={"modules_to_save": modules, "ensure_weight_tying": tied})
+    content = read_json(root / VOCABULARY / TOKENS)
+    numbers = range(content["first"], content["first"] + len(content["tokens"]))
+    return recipe.lora.model_copy(update={"trainable_token_indices": {name: list(numbers) for name in modules}})
