@@ -90,7 +90,7 @@ def require_original(ledger: Ledger, base: BaseFiles) -> None:
 
 def _require_low_rank(view: LedgerView) -> None:
     for name in view.names():
-        if view.start_value(name) is not None:
+        if view.start_value(name) is not None or not view.outline(name).low_rank:
             raise UserError.of(
                 f"the delta of {name!r}",
                 expected="low-rank merges",

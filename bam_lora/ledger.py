@@ -228,19 +228,12 @@ class Ledger:
         file = inside(self.root, place[0])
         return map_tensor(file, read_header(file).tensors[place[1]])
 
-    def view(self, upto: int | None = None, scale: float = 1.0) -> LedgerView:
-        """The state after iteration `upto`, as `fold_into` takes it; `scale` multiplies what this run has added.
+    def is_own_whole(self, name: str, upto: int | None = None) -> bool:
+        """Whether one of this run's own iterations has left a weight whole, its change being no low-rank product."""
+        return newest_snapshot(self._history(upto), name)[0] > len(self.inherited)
 
-        Raises:
-            UserError: If it is to be scaled and an own iteration's change is not low rank.
-        """
-        if scale != 1 and any(entry["snapshot"] for entry in self.iterations[:upto]):
-            raise UserError.of(
-                f"the delta of {self.root}",
-                expected="low-rank merges, which can be scaled",
-                found="an iteration with full weights",
-                remedy="Choose a merge method such as linear",
-            )
+    def view(self, upto: int | None = None, scale: float = 1.0) -> LedgerView:
+        """The state after iteration `upto`, as `fold_into` takes it; `scale` multiplies what this run has added."""
         return LedgerView(self, len(self.iterations) if upto is None else upto, scale)
 
     def norms(self, upto: int | None = None) -> dict[str, float]:

@@ -61,7 +61,7 @@ def shrink(
         by λ and by μ; the scores are those of `eval.json`.
 
     Raises:
-        UserError: If the run is not finished, measures nothing, its delta is not low rank, or it has no selection sets
+        UserError: If the run is not finished, measures nothing, or it has no selection sets
             to learn by.
     """
     quiet()

@@ -16,7 +16,7 @@ from bam_lora.adapters import Adapter
 from bam_lora.dense_methods import DENSE_METHODS, DenseOptions
 from bam_lora.errors import UserError
 from bam_lora.export import export_adapter
-from bam_lora.folding import fold
+from bam_lora.folding import fold, fold_into
 from bam_lora.ledger import Ledger
 from bam_lora.loop import run
 from bam_lora.recipe import Recipe, recipe_from_dict
@@ -78,10 +78,16 @@ def test_a_run_with_ties_keeps_whole_weights_and_comes_back_after_a_stop(tiny_ba
     (root / "iterations" / "02" / "merge.json").unlink()
     run(recipe(tiny_base, tmp_path, keep="all"), root)
     assert hash_file(root / "model" / "model.safetensors") == before
-    with pytest.raises(UserError, match="expected low-rank merges, which can be scaled"):
-        ledger.view(scale=0.5)
-    with pytest.raises(UserError, match="low-rank merges, found an iteration with full weights"):
-        export_adapter(root, tmp_path / "adapter")
+    fold_into(tiny_base, ledger.view(scale=0.5), tmp_path / "half", key="half")
+    half = load_file(tmp_path / "half" / "model.safetensors")
+    for name in ledger.names():
+        whole = ledger.start_value(name)
+        assert whole is not None
+        wanted = ((base[name].double() + whole.double()) / 2).float().to(base[name].dtype)
+        assert (half[name] != wanted).float().mean() < 1e-3  # of ties between two bf16 numbers
+    for scale in (1.0, 0.5):
+        with pytest.raises(UserError, match="low-rank merges, found an iteration with full weights"):
+            export_adapter(root, tmp_path / "adapter", scale=scale)
 
 
 @pytest.mark.parametrize("method", sorted(DENSE_METHODS))

@@ -20,6 +20,7 @@ from bam_lora.ledger import Ledger
 from bam_lora.loop import run
 from bam_lora.recipe import Recipe, recipe_from_dict
 from bam_lora.rundir import RunDirectory
+from bam_lora.shrink import shrink
 from bam_lora.store import hash_file, read_json, read_record
 
 EMBEDDING = "model.embed_tokens.weight"
@@ -155,6 +156,26 @@ def test_a_changed_vocabulary_is_found_out(grown_run: Path, tiny_base: Path, tmp
     file.write_text(file.read_text().replace('"saved": ', '"saved": 1'))
     with pytest.raises(UserError, match=r"vocabulary\.json: expected the file that the ledger records, found another"):
         run(recipe(tiny_base, grown_run.parent), root)
+
+
+def test_a_shrunk_run_goes_part_of_the_way_from_step_0(grown_run: Path, tmp_path: Path) -> None:
+    root = tmp_path / "run"
+    shutil.copytree(grown_run, root, copy_function=shutil.copy)
+    shutil.rmtree(root / "iterations" / "00" / "base")
+    shrink(root, [0.5], output=tmp_path / "half")
+    start = load_file(grown_run / "iterations" / "00" / "base" / "model.safetensors")[EMBEDDING]
+    done = Ledger.load(root).start_value(EMBEDDING)
+    assert done is not None
+    half = load_file(tmp_path / "half" / "model.safetensors")[EMBEDDING]
+    assert torch.equal(half, ((start.double() + done.double()) / 2).float().to(torch.bfloat16))
+    assert not torch.equal(half, start)
+    record = read_record(root / "shrink.json")
+    evaluation = read_record(root / "iterations" / "02" / "eval.json")
+    assert record is not None
+    assert evaluation is not None
+    [score] = record["points"][0]["scores"]
+    assert score["bytes"] == evaluation["scores"][0]["bytes"]
+    assert hash_file(tmp_path / "half" / "tokenizer.json") == hash_file(root / "vocabulary" / "tokenizer.json")
 
 
 def test_a_run_from_a_grown_one_takes_its_base_and_tokenizer(grown_run: Path, tmp_path: Path) -> None:
