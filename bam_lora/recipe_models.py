@@ -272,8 +272,9 @@ class Recipe(Section):
     @property
     def beside_factors(self) -> str | None:
         """The first key by which branches train more than low-rank factors, or None."""
-        key = self.lora.beside_factors
-        return "vocabulary.tokens" if self.vocabulary.tokens is not None else key and f"lora.{key}"
+        if self.lora.beside_factors is not None:
+            return f"lora.{self.lora.beside_factors}"
+        return None if self.vocabulary.tokens is None else "vocabulary.tokens"
 
     def resolved(self) -> dict[str, Any]:
         """Every value, defaults included, in plain JSON types; without `script` where there is none."""

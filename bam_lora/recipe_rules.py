@@ -140,14 +140,17 @@ def _outer(bam: Bam) -> list[Finding]:
 def _adapter(bam: Bam, lora: Lora, vocabulary: Vocabulary) -> list[Finding]:
     """What is not low rank is added up, or merged element by element: there are no factors to learn or turn by."""
     beside, merge = lora.beside_factors, bam.merge
-    key = "vocabulary.tokens" if vocabulary.tokens is not None else beside and f"lora.{beside}"
-    if key is None:
+    key = f"lora.{beside}" if beside else "vocabulary.tokens"
+    if not beside and vocabulary.tokens is None:
         return []
     findings: list[Finding] = []
-    if beside and vocabulary.tokens is not None:
-        message = "expected none beside vocabulary.tokens, which says what is trained beside the factors, found some"
-        findings.append((("lora", beside), message))
-    if merge.weights in SELECTED and vocabulary.tokens is None:  # rows of tokens are averaged beside what is chosen
+    for name in ("modules_to_save", "trainable_token_indices") if vocabulary.tokens is not None else ():
+        if getattr(lora, name):
+            message = (
+                "expected none beside vocabulary.tokens, which says what is trained beside the factors, found some"
+            )
+            findings.append((("lora", name), message))
+    if merge.weights in SELECTED and beside:  # rows of tokens are averaged beside what is chosen
         message = f"expected uniform, tokens or a list, since {key} is not low rank, found {merge.weights}"
         findings.append((("bam", "merge", "weights"), message))
     if merge.method in LOW_RANK_METHODS and merge.method != "linear":

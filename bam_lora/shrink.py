@@ -136,6 +136,7 @@ def _score_learned(scorer: PointScorer, source_weights: Sequence[float], keep: P
     if settings.scope == "run":
         folders += past_folders(scorer.directory, scorer.plan, last, recipe.quantization.compute_dtype)
     adapters = [Adapter.open(folder) for folder in folders]
+    _require_low_rank(f"branches of {scorer.directory.root}", adapters)
     weights = resolve_weights("learned", len(iteration.branches), iteration.tokens, iteration.merge["scale"])
     before, hashes = scorer.ledger.view(last - 1), [adapter.hashes() for adapter in adapters]
     for source_weight in source_weights:
@@ -188,15 +189,19 @@ def _kept_checkpoints(scorer: PointScorer) -> list[Path]:
             found=f"{len(branches)} branches" if len(branches) != 1 else "none kept",
             remedy="Run `strategy: single` with `keep.checkpoints: true` and a training.save_steps to match",
         )
-    final = Adapter.open(root / branches[0])
-    if any(not entry.is_low_rank or entry.value for name in final.names if (entry := final.entry(name))):
+    _require_low_rank(f"checkpoints of {root}", [Adapter.open(root / branches[0])])
+    return [*kept, root / branches[0]]
+
+
+def _require_low_rank(what: str, adapters: Sequence[Adapter]) -> None:
+    entries = (adapter.entry(name) for adapter in adapters for name in adapter.names)
+    if any(entry is not None and (not entry.is_low_rank or entry.value) for entry in entries):
         raise UserError.of(
-            f"checkpoints of {root}",
+            what,
             expected="adapters that are low rank, which can be averaged on one base",
             found="DoRA, biases, whole modules or token rows",
             remedy="Train plain LoRA for such a curve",
         )
-    return [*kept, root / branches[0]]
 
 
 def _score_checkpoints(scorer: PointScorer, kept: Sequence[Path]) -> None:
