@@ -13,12 +13,15 @@ from safetensors.torch import load_file
 
 from bam_lora.adapters import Adapter
 from bam_lora.base import load_tokenizer
+from bam_lora.check import check_recipe
 from bam_lora.errors import UserError
 from bam_lora.export import export_adapter
 from bam_lora.grown_base import grown_rows
 from bam_lora.ledger import Ledger
 from bam_lora.loop import run
 from bam_lora.recipe import Recipe, recipe_from_dict
+from bam_lora.report.html import render_html
+from bam_lora.report.text import render_text
 from bam_lora.rundir import RunDirectory
 from bam_lora.shrink import shrink
 from bam_lora.store import hash_file, read_json, read_record
@@ -285,3 +288,22 @@ def test_chosen_weights_are_those_of_the_factors(weights: str, tiny_base: Path, 
     embedding = load_file(tmp_path / "run" / "model" / "model.safetensors")[EMBEDDING]
     assert torch.equal(embedding[:first].double(), load_file(
         tmp_path / "run" / "iterations" / "00" / "base" / "model.safetensors")[EMBEDDING][:first].double())  # fmt: skip
+
+
+def test_the_report_and_the_card_tell_what_the_tokens_do(grown_run: Path) -> None:
+    report = read_record(grown_run / "report.json")
+    assert report is not None
+    [part] = report["vocabulary"]["sets"]
+    assert report["vocabulary"]["tokens"] == 50
+    assert report["vocabulary"]["scores"][0]["set"] == part["set"] == "valid"
+    covered = f"{part['bytes'] / part['tokens_after']:.2f}"
+    card = (grown_run / "model" / "README.md").read_text(encoding="utf-8")
+    for text in (render_text([report], None), card, render_html([report], None)):
+        assert covered in text
+        assert "50 new tokens" in text
+
+
+def test_check_says_what_will_be_added(tiny_base: Path, grown_run: Path, tmp_path: Path) -> None:
+    assert "50 new tokens at most" in check_recipe(recipe(tiny_base, tmp_path, output=str(tmp_path / "run")))
+    with pytest.raises(UserError, match=r"vocabulary\.tokens: expected none where the base is a finished run"):
+        check_recipe(recipe(grown_run, tmp_path, output=str(tmp_path / "run")))
