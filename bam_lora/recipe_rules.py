@@ -225,6 +225,14 @@ def _max_steps(training: Any) -> list[Finding]:
     return []
 
 
+def _vocabulary(data: Data, evaluation: Evaluation, selection: Selection, vocabulary: Vocabulary) -> list[Finding]:
+    sections = (data.target, data.replay, evaluation.target, evaluation.source, selection.target, selection.source)
+    if vocabulary.tokens is None or all(source.mode != "chat" for listed in sections for source in listed):
+        return []
+    message = "expected none where there are conversations, found some; grow it in a run on text, and start from that"
+    return [(("vocabulary", "tokens"), message)]
+
+
 RULES: tuple[tuple[tuple[str, ...], Callable[..., list[Finding]]], ...] = (
     (("base", "revision"), _revision),
     (("data",), _replay),
@@ -234,6 +242,7 @@ RULES: tuple[tuple[tuple[str, ...], Callable[..., list[Finding]]], ...] = (
     (("data",), _filters),
     (("strategy", "bam"), _bam),
     (("bam", "lora", "vocabulary"), _adapter),
+    (("data", "evaluation", "selection", "vocabulary"), _vocabulary),
     (("lora", "quantization"), _initial),
     (("training",), _max_steps),
     (("evaluation",), _evaluation),

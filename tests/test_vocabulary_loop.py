@@ -252,6 +252,7 @@ def test_all_rows_can_be_trained(tmp_path: Path, tiny_base: Path) -> None:
     ("changed", "words"),
     [
         ({"lora": {"trainable_token_indices": [1]}}, r"lora\.trainable_token_indices: expected none beside vocabulary"),
+        ({"mode": "chat"}, r"vocabulary\.tokens: expected none where there are conversations"),
         ({"bam": {"merge": {"method": "slerp"}}}, r"expected linear .* since vocabulary\.tokens is not low rank"),
     ],
 )
