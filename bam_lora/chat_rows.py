@@ -20,7 +20,7 @@ _ROLES = {
     **dict.fromkeys(("gpt", "chatgpt", "bing", "bard", "model", "bot", "function_call"), ASSISTANT),
     **dict.fromkeys(("observation", "function_response"), "tool"),
 }
-_LISTS = ("messages", "conversations", "conversation")
+MESSAGE_COLUMNS = ("messages", "conversations", "conversation")
 _SHAPES = (
     "messages, conversations, prompt and completion, or instruction and output (a column of another name that holds "
     "messages goes into this source's `text:`)"
@@ -96,7 +96,7 @@ def read_row(row: Mapping[str, Any], place: str, column: str | None = None) -> C
         UserError: If the row has none of the known shapes, or is wrong in itself.
     """
     columns = {name for name, value in row.items() if value is not None}
-    listed = column if column in columns else next((name for name in _LISTS if name in columns), None)
+    listed = column if column in columns else next((name for name in MESSAGE_COLUMNS if name in columns), None)
     if listed is not None:
         messages = _messages(_decoded(row[listed], list, f"{place}, {listed}"), f"{place}, {listed}")
         return _conversation(row, messages, range(len(messages)), place)

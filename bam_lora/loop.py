@@ -150,11 +150,12 @@ def _prepare(
     weights = weight_bytes(original.folder)
     require_space(directory.root, weights + weights // 4, "the folded model and the adapters")
     tokenizer = front.tokenizer(start)
-    note = settle_template(tokenizer, recipe.data.chat_template) if has_chat(recipe) else None
+    own = recipe.script is None  # else the template is the script's to choose
+    note = settle_template(tokenizer, recipe.data.chat_template) if own and has_chat(recipe) else None
     if note:
         progress.say(note)
     require_fitting_base(recipe.base, start, tokenizer, recipe.data.sequence_length)
-    if recipe.script is None:  # else they are PEFT's to find
+    if own:  # else they are PEFT's to find
         require_targets(start, recipe.lora.target_modules)
     require_patterns(start, recipe.lora.target_modules, recipe.bam.merge.weights_by_module)
     front.lora = branch_lora(recipe, directory.root, original.folder)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -19,14 +18,13 @@ from bam_lora.quiet import restored_libraries
 from bam_lora.recipe import Recipe
 from bam_lora.rundir import RunDirectory
 from bam_lora.store import read_record
-from bam_lora.trainer_branch import TrainerParts
-from bam_lora.trainer_data import TrlPreparation
+from bam_lora.trainer_branch import TrainerParts, evaluation_trainer
+from bam_lora.trainer_data import TrlPreparation, prepared_sets
 from bam_lora.trainer_events import log_merged
 from bam_lora.trainer_front import TrainerFront, score_figures
 from bam_lora.trainer_inputs import (
     default_arguments,
     default_peft,
-    evaluation_arguments,
     find_processing_class,
     first_folder,
     one_example,
@@ -107,9 +105,10 @@ class BamTrainer:
         self._loaded: tuple[Path, Any] | None = None
         self._sets = training_sets(train_dataset, "target", self.bam.tokens)
         self._sets += training_sets(replay_dataset, "replay", self.bam.tokens)
-        self._evaluation = named_sets(eval_dataset, "eval_dataset", self.bam.documents)
-        self._selection = named_sets(selection_dataset, "selection_dataset", None)
         self._formatting = formatting_func
+        how = getattr(self.args, "dataset_text_field", "text"), formatting_func
+        self._evaluation = named_sets(eval_dataset, "eval_dataset", self.bam.documents, *how)
+        self._selection = named_sets(selection_dataset, "selection_dataset", None, *how)
         self._others = {**others, **({"data_collator": data_collator} if data_collator is not None else {})}
         self._how = self._model.training_load(compute_dtype(self.args))
         self._preparation = self._trl_preparation()
@@ -132,7 +131,7 @@ class BamTrainer:
             formatting=self._formatting,
             target=[one for one in self._sets if one.role == "target"],
             replay=[one for one in self._sets if one.role == "replay"],
-            evaluation=self._evaluation,
+            evaluation=[one for one in self._evaluation if one.mode is not None],  # of others the loss is all there is
             selection=self._selection,
         )
 
@@ -177,30 +176,24 @@ class BamTrainer:
         return TrainOutput(self.state.global_step, sum(losses) / len(losses) if losses else float("nan"), metrics)
 
     def _front(self) -> TrainerFront:
-        prepared = self._preparation is not None
-        parts = TrainerParts(
-            self._trainer_cls,
-            self.args,
-            self.processing_class,
-            self.peft_config,
-            self.callbacks,
-            prepared,
-            self._branch_evaluation(),
-            self._others if prepared else {**self._others, **self._formatter()},
-        )
+        parts = self._parts(self._branch_evaluation())
         data = TrainerData(self._sets, self.recipe, self._preparation)
         sets = [*self._evaluation, *self._selection]
         return TrainerFront(self.recipe, self._model, self._how, parts, data, sets, self._formatting, self.state)
 
-    def _formatter(self) -> dict[str, Any]:
-        return {} if self._formatting is None else {"formatting_func": self._formatting}
+    def _parts(self, evaluation: Any) -> TrainerParts:
+        prepared = self._preparation is not None
+        raw = {} if prepared or self._formatting is None else {"formatting_func": self._formatting}
+        return TrainerParts(
+            self._trainer_cls, self.args, self.processing_class, self.peft_config, self.callbacks, prepared,
+            evaluation, {**self._others, **raw},
+        )  # fmt: skip
 
     def _branch_evaluation(self) -> dict[str, Any] | None:
         """The evaluation sets as a branch's trainer takes them; None if it is not to evaluate."""
         if self.args.eval_strategy == "no" or not self._evaluation:
             return None
-        rows = {one.name: one.rows for one in self._evaluation}
-        return rows if self._preparation is None else self._preparation.evaluation(rows)
+        return dict(prepared_sets(self._preparation, {one.name: one.rows for one in self._evaluation}))
 
     def _take_up(self, front: TrainerFront, plan: Plan) -> None:
         """Log and scores of a run that was finished before."""
@@ -252,16 +245,8 @@ class BamTrainer:
         if not sets:
             raise UserError.of("eval_dataset", expected="examples", found="none", remedy="Pass some")
         with tempfile.TemporaryDirectory() as folder:
-            trainer = self._trainer_cls(
-                model=branch_view(self.model),
-                args=evaluation_arguments(self.args, Path(folder)),
-                train_dataset=one_example(self._sets[0].rows),
-                eval_dataset=sets,
-                processing_class=self.processing_class,
-                peft_config=copy.deepcopy(self.peft_config),  # starts at zero; a quantised model wants one
-                **self._others,
-                **self._formatter(),
-            )
+            parts = self._parts(prepared_sets(self._preparation, sets))
+            trainer = evaluation_trainer(parts, branch_view(self.model), Path(folder), one_example(self._sets[0].rows))
             metrics = dict(trainer.evaluate(metric_key_prefix=metric_key_prefix))
         if eval_dataset is None:
             done = len(self._plan().iterations) if is_finished(self.directory) else 0

@@ -36,7 +36,7 @@ class TrainerParts:
     peft_config: Any
     callbacks: Sequence[Any] = ()
     prepared: bool = True
-    evaluation: Mapping[str, Any] | None = None
+    evaluation: Any = None
     others: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -78,8 +78,7 @@ class TrainerBranch:
         args.disable_tqdm = True  # the run has one display for all its branches
         args.push_to_hub = False  # the result is, not its parts
         if self.parts.prepared:
-            args.dataset_kwargs = {**(args.dataset_kwargs or {}), "skip_prepare_dataset": True}
-            args.assistant_only_loss = False  # the labels say it; TRL wants the messages for it
+            _take_as_prepared(args)
         return args
 
     def _warmup(self, wanted: float) -> float:
@@ -101,6 +100,38 @@ class TrainerBranch:
         name = f"iteration-{self.plan.iteration:02}-branch-{self.plan.branch}"
         with tensorboard_folder(self.run_folder / "runs" / name):
             yield
+
+
+def evaluation_trainer(parts: TrainerParts, view: Any, folder: Path, example: Any) -> Any:
+    """A trainer that only evaluates: nothing is trained, tracked or published.
+
+    Args:
+        parts: With the sets in `evaluation`.
+        view: The model.
+        folder: For what it may write.
+        example: Examples of the training data; a trainer wants some.
+    """
+    args = copy.copy(parts.args)
+    args.output_dir, args.report_to, args.push_to_hub = str(folder), [], False
+    args.eval_strategy, args.disable_tqdm = "no", True
+    if parts.prepared:
+        _take_as_prepared(args)
+        example = next(iter(parts.evaluation.values())) if isinstance(parts.evaluation, Mapping) else parts.evaluation
+    return parts.trainer_cls(
+        model=view,
+        args=args,
+        train_dataset=example,
+        eval_dataset=parts.evaluation,
+        processing_class=parts.processing_class,
+        peft_config=copy.deepcopy(parts.peft_config),  # starts at zero; a quantised model wants one
+        **parts.others,
+    )
+
+
+def _take_as_prepared(args: Any) -> None:
+    """Has a trainer take rows with `input_ids` and `labels` as they are."""
+    args.dataset_kwargs = {**(args.dataset_kwargs or {}), "skip_prepare_dataset": True}
+    args.assistant_only_loss = False  # the labels say it; TRL wants the messages for it
 
 
 @contextlib.contextmanager

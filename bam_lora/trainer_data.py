@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import re
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,12 +20,14 @@ import numpy as np
 import numpy.typing as npt
 
 from bam_lora import slicing
+from bam_lora.chat import answers_only
 from bam_lora.errors import UserError
 from bam_lora.packing import ROWS
 from bam_lora.store import new_folder, seal, verify
 from bam_lora.trainer_sets import TrainingSet
 
 _STREAM_ROWS = 256
+_MARKERS = re.compile(r"\{%-?\s*generation\b")  # what transformers takes an assistant mask from
 _LABELS_MASKED = -100
 
 
@@ -37,8 +40,25 @@ class TrlPreparation:
     formatting_func: Any
 
     def tokenised(self, rows: Any) -> Any:
-        """Examples as `input_ids` and `labels`, whole, in their order; other columns stay."""
+        """Examples as `input_ids` and `labels`, whole, in their order; other columns stay.
+
+        Of conversations whose template TRL has no training template for, `answers_only` finds the answers.
+        """
+        if self.args.assistant_only_loss and _is_conversational(rows) and not self._knows_template():
+            rows = answers_only(rows, self.processing_class)
         return self._prepared({"rows": rows}, packing=False, max_length=None, shuffle_dataset=False)["rows"]
+
+    def _knows_template(self) -> bool:
+        """Whether TRL finds the answers: by markers in the template, or with a template of its own in its place."""
+        from trl import get_training_chat_template
+
+        if _MARKERS.search(str(self.processing_class.chat_template)):
+            return True
+        try:
+            get_training_chat_template(self.processing_class)
+        except ValueError:
+            return False
+        return True
 
     def packed(self, named: Mapping[str, Any]) -> dict[str, Any]:
         """Tokenised examples as the trainer's own arguments want them: packed or cut, shuffled."""
@@ -47,7 +67,7 @@ class TrlPreparation:
     def evaluation(self, named: Mapping[str, Any]) -> dict[str, Any]:
         """Evaluation sets as the trainer prepares them."""
         packing = self.args.packing if self.args.eval_packing is None else self.args.eval_packing
-        return self._prepared(named, packing=packing)
+        return self._prepared({name: self.tokenised(rows) for name, rows in named.items()}, packing=packing)
 
     def _prepared(self, named: Mapping[str, Any], **changes: Any) -> dict[str, Any]:
         from trl import SFTTrainer
@@ -58,8 +78,8 @@ class TrlPreparation:
         # A data collator of the caller's is not needed; padding-free without packing is none of preparing's business.
         args.eval_strategy, args.eval_packing, args.padding_free = "no", None, False
         tokenised = all("input_ids" in rows.column_names for rows in named.values())
-        if tokenised:
-            args.assistant_only_loss = False  # the labels say it; TRL wants the messages for it
+        if not all(map(_is_conversational, named.values())):
+            args.assistant_only_loss = False  # nothing to look for in text, and what is tokenised has labels
         first = next(iter(named.values()))
         trainer = SFTTrainer(
             _stand_in(self.processing_class),
@@ -70,6 +90,20 @@ class TrlPreparation:
             formatting_func=None if tokenised else self.formatting_func,
         )
         return dict(trainer.eval_dataset)
+
+
+def prepared_sets(preparation: TrlPreparation | None, sets: Any) -> Any:
+    """One evaluation set or a mapping of them as the trainer takes them: prepared here, or by the trainer itself."""
+    if preparation is None:
+        return sets
+    return preparation.evaluation(sets) if isinstance(sets, Mapping) else preparation.evaluation({"eval": sets})["eval"]
+
+
+def _is_conversational(rows: Any) -> bool:
+    from trl import is_conversational, is_conversational_from_value
+
+    first = next(iter(rows))
+    return bool(is_conversational(first) or is_conversational_from_value(first))
 
 
 def _some(rows: Any) -> Any:

@@ -23,7 +23,7 @@ from bam_lora.scoring import SetSource
 from bam_lora.trainer_branch import TrainerBranch, TrainerParts
 from bam_lora.trainer_events import RunLog, finish_trackers, log_lines, tell
 from bam_lora.trainer_models import ModelSource, TrainerLoading
-from bam_lora.trainer_sets import NamedSet, texts_of
+from bam_lora.trainer_sets import NamedSet, read_named
 from bam_lora.trainer_slices import TrainerData
 
 
@@ -68,7 +68,7 @@ class TrainerFront(Front):
     def read_set(self, source: SetSource) -> EvaluationSet:
         """The texts of one of the caller's sets."""
         (one,) = (one for one in self._sets if one.name == source.name and one.role == source.role)
-        return texts_of(one, getattr(self._parts.args, "dataset_text_field", "text"), self._formatting)
+        return read_named(one, getattr(self._parts.args, "dataset_text_field", "text"), self._formatting)
 
     def epoch_steps(self, part: SlicePlan) -> int:
         """As the Trainer counts; an incomplete last batch may be dropped."""

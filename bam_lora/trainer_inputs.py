@@ -90,14 +90,6 @@ def prepares(trainer_cls: Any, args: Any, processing_class: Any, others: dict[st
     )
 
 
-def evaluation_arguments(args: Any, folder: Path) -> Any:
-    """The trainer's arguments for an evaluation: nothing is trained, tracked or published."""
-    changed = copy.copy(args)
-    changed.output_dir = str(folder)
-    changed.report_to, changed.push_to_hub, changed.eval_strategy, changed.disable_tqdm = [], False, "no", True
-    return changed
-
-
 def one_example(rows: Any) -> Any:
     """The first example of a data set, as one: a trainer for evaluation wants some."""
     import datasets

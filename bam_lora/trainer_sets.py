@@ -7,8 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from bam_lora.chat_rows import MESSAGE_COLUMNS
+from bam_lora.chat_scoring import read_chat_set
 from bam_lora.errors import UserError
 from bam_lora.evaluate import EvaluationSet
+from bam_lora.sources import TextSource
 from bam_lora.store import digest
 
 _SAMPLED_ROWS = 256
@@ -37,12 +40,21 @@ class TrainingSet:
 
 @dataclass(frozen=True)
 class NamedSet:
-    """Examples to score on, or to choose by; `role` is "target" or "source"."""
+    """Examples to score on, or to choose by.
+
+    Attributes:
+        name: What the set is called.
+        role: "target" or "source".
+        rows: The data set.
+        documents: Use only the first so many, or None for all.
+        mode: "text", "chat" (the answers or completions are scored), or None for examples without text.
+    """
 
     name: str
     role: str
     rows: Any
     documents: int | None
+    mode: str | None
 
     def source(self) -> dict[str, Any]:
         """It as an evaluation source of a recipe."""
@@ -51,6 +63,7 @@ class NamedSet:
             "revision": fingerprint(self.rows),
             "set": self.name,
             "documents": self.documents,
+            "mode": self.mode,
         }
 
 
@@ -85,7 +98,7 @@ def training_sets(given: Any, role: str, tokens: int | str | None) -> list[Train
     return [TrainingSet(name, role, rows, tokens) for name, rows in named]
 
 
-def named_sets(given: Any, argument: str, documents: int | None) -> list[NamedSet]:
+def named_sets(given: Any, argument: str, documents: int | None, text_field: str, formatting: Any) -> list[NamedSet]:
     """Evaluation or selection sets: a mapping whose names begin with "target" or "source", or one set: the target.
 
     Raises:
@@ -95,12 +108,20 @@ def named_sets(given: Any, argument: str, documents: int | None) -> list[NamedSe
         return []
     if not isinstance(given, Mapping):
         given = {"target": given}
+    found = []
     for name, rows in given.items():
         _require_dataset(f"{argument}[{name!r}]", rows)
-    return [
-        NamedSet(str(name), "source" if str(name).startswith("source") else "target", rows, documents)
-        for name, rows in given.items()
-    ]
+        role = "source" if str(name).startswith("source") else "target"
+        found.append(NamedSet(str(name), role, rows, documents, _mode(rows, text_field, formatting)))
+    return found
+
+
+def _mode(rows: Any, text_field: str, formatting: Any) -> str | None:
+    row: Mapping[str, Any] = next(iter(rows), {})
+    if formatting is not None or isinstance(row.get(text_field), str):
+        return "text"
+    chat = any(name in row for name in MESSAGE_COLUMNS) or {"prompt", "completion"} <= row.keys()
+    return "chat" if chat else None
 
 
 def _require_dataset(name: str, rows: Any) -> None:
@@ -115,22 +136,22 @@ def _require_dataset(name: str, rows: Any) -> None:
         )
 
 
-def texts_of(one: NamedSet, text_field: str, formatting: Any) -> EvaluationSet:
-    """The documents of a set: its text column, or what the formatting function makes of each row.
+def read_named(one: NamedSet, text_field: str, formatting: Any) -> EvaluationSet:
+    """The documents of a set: its text column, what the formatting function makes of each row, or conversations.
 
     Raises:
         UserError: If it has no text.
     """
+    if one.mode == "chat":
+        return read_chat_set(one.name, one.role, TextSource(one.name), enumerate(one.rows), one.documents)
     rows = itertools.islice(one.rows, one.documents)
-    if formatting is not None:
-        documents = tuple(str(formatting(row)) for row in rows)
-    else:
-        documents = tuple(row[text_field] for row in rows if row.get(text_field))
-    if not any(documents):
+    said = (str(formatting(row)) if formatting is not None else row.get(text_field) for row in rows)
+    documents = tuple(text for text in said if text and not text.isspace())
+    if not documents:
         raise UserError.of(
             f"evaluation set {one.name!r}",
-            expected=f"texts in column {text_field!r}, for bits per byte",
+            expected=f"texts in column {text_field!r}",
             found="none",
-            remedy="Name the column in args.dataset_text_field, or give the set as text",
+            remedy="Name the column in args.dataset_text_field",
         )
-    return EvaluationSet(one.name, one.role, tuple(text for text in documents if text and not text.isspace()))
+    return EvaluationSet(one.name, one.role, documents)

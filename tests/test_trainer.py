@@ -498,3 +498,42 @@ def test_one_branch_per_language(tmp_path: Path, tiny_base: Path, slicing: str) 
         bam = BamConfig(slices=4, slicing=slicing, slicing_column="language")
         with pytest.raises(UserError, match="'language'"):
             bam_trainer(tmp_path / "other", tiny_base, train_dataset=dataset, replay_dataset=None, bam=bam).train()
+
+
+def test_answers_of_a_template_that_trl_does_not_know(tmp_path: Path, tiny_base: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_base)
+    tokenizer.chat_template = (
+        "{% for m in messages %}<{{ m.role }}> {{ m.content }}{% if m.role == 'assistant' %}{{ eos_token }}{% endif %}"
+        "\n{% endfor %}{% if add_generation_prompt %}<assistant> {% endif %}"
+    )
+    talks = [
+        [{"role": "user", "content": a}, {"role": "assistant", "content": b[:45].strip()},
+         {"role": "user", "content": "Und dann?"}, {"role": "assistant", "content": c[20:60].strip()}]
+        for a, b, c in zip(GERMAN[::3], GERMAN[1::3], GERMAN[2::3], strict=True)
+    ]  # fmt: skip
+    dataset = Dataset.from_dict({"messages": talks})
+    trainer = bam_trainer(
+        tmp_path / "run", tiny_base, train_dataset=dataset, replay_dataset=None, processing_class=tokenizer,
+        args={"assistant_only_loss": True, "max_length": 256, "packing": False},
+        eval_dataset={"target": dataset.select(range(3)), "source": rows(ENGLISH[:3])},
+        bam=BamConfig(slices=2, branches=2),
+    )  # fmt: skip
+    output = trainer.train()
+    data = Dataset.from_file(str(trainer.directory.data("01") / "rows.arrow"))
+    trained = [[token for token in row["labels"] if token != -100] for row in data]
+    assert sorted(tokenizer.decode(tokens) for tokens in trained) == sorted(
+        f"{talk[1]['content']}</s>{talk[3]['content']}</s>" for talk in talks
+    )
+    assert output.metrics.keys() >= {"eval_target_bits_per_byte", "eval_source_bits_per_byte"}
+    assert "eval_target_loss" in trainer.evaluate()
+
+
+def test_examples_without_text_are_evaluated_by_their_loss(tmp_path: Path, tiny_base: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_base)
+    ready = Dataset.from_dict({"input_ids": [tokenizer(text)["input_ids"] for text in GERMAN]})
+    trainer = bam_trainer(
+        tmp_path / "run", tiny_base, train_dataset=ready, replay_dataset=None, eval_dataset={"target": ready},
+        bam=BamConfig(slices=2, branches=2),
+    )  # fmt: skip
+    assert "eval_target_bits_per_byte" not in trainer.train().metrics
+    assert trainer.evaluate().keys() >= {"eval_target_loss"}
