@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bam_lora.attention import AUTO, choose_attention
 from bam_lora.checkpoint import open_checkpoint
 from bam_lora.errors import UserError, first_line
 from bam_lora.store import hash_file, read_record, write_record
+from bam_lora.views import keep_cpu_kernel_differentiable, settle_8bit_state
 
 _WANTED = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "LICENSE*", "merges*", "vocab*"]
 _HASHES = "base_files.json"
@@ -27,12 +29,17 @@ class BaseFiles:
 
 @dataclass(frozen=True)
 class Loading:
-    """How a base is held in memory: bits 4, 8 or 16 (16: not quantised, in `compute_dtype`)."""
+    """How a base is held in memory: bits 4, 8 or 16 (16: not quantised, in `compute_dtype`); `attention` by what."""
 
     bits: int
     quant_type: str = "nf4"
     double: bool = True
     compute_dtype: str = "bfloat16"
+    attention: str | None = field(default=None, kw_only=True)
+
+    def facts(self) -> dict[str, Any]:
+        """What of it goes into hashes: attention only where it was asked for by name."""
+        return {key: value for key, value in vars(self).items() if key != "attention" or value not in (None, AUTO)}
 
 
 def find_base(name: str, revision: str | None = None) -> BaseFiles:
@@ -225,6 +232,8 @@ def load_model(folder: Path, how: Loading, *, architecture: Any = None, **given:
     arguments: dict[str, Any] = {"dtype": getattr(torch, how.compute_dtype), "device_map": {"": where}}
     if how.bits != 16 and given.get("quantization_config") is None:
         arguments["quantization_config"] = _quantization(how)
+    if (attention := choose_attention(how.attention, folder, how.compute_dtype, where)) is not None:
+        arguments["attn_implementation"] = attention
     arguments.update(given)
     try:
         model, loaded = (architecture or AutoModelForCausalLM).from_pretrained(
@@ -245,8 +254,8 @@ def load_model(folder: Path, how: Loading, *, architecture: Any = None, **given:
 
 def settle_loaded(model: Any) -> Any:
     """A loaded model, frozen, in evaluation mode, and fit to be trained on and shared."""
-    _keep_cpu_kernel_differentiable(model)
-    _settle_8bit_state(model)
+    keep_cpu_kernel_differentiable(model)
+    settle_8bit_state(model)
     model.requires_grad_(False)
     return model.eval()
 
@@ -264,18 +273,6 @@ def _require_all_loaded(folder: Path, loaded: dict[str, Any]) -> None:
             )
 
 
-def _settle_8bit_state(model: Any) -> None:
-    """Has 8-bit layers move their codes and scales to where every view shares them.
-
-    `Linear8bitLt` does so at its first forward, by emptying its weight: the next view would find nothing there.
-    """
-    import bitsandbytes as bnb
-
-    for module in model.modules():
-        if isinstance(module, bnb.nn.Linear8bitLt) and module.weight.CB is not None:
-            module.init_8bit_state()
-
-
 def _quantization(how: Loading) -> Any:
     import torch
     from transformers import BitsAndBytesConfig
@@ -288,16 +285,3 @@ def _quantization(how: Loading) -> Any:
         bnb_4bit_use_double_quant=how.double,
         bnb_4bit_compute_dtype=getattr(torch, how.compute_dtype),
     )
-
-
-def _keep_cpu_kernel_differentiable(model: Any) -> None:
-    """Keeps bitsandbytes from repacking 4-bit weights on CPUs with AVX512-BF16.
-
-    Its `Linear4bit` repacks them at the first forward in evaluation mode, and training afterwards goes through a
-    kernel without autograd: gradients are wrong, with no more than a warning. There is no public switch.
-    """
-    import bitsandbytes as bnb
-
-    for module in model.modules():
-        if isinstance(module, bnb.nn.Linear4bit):
-            module.support_avx512bf16_for_cpu = False

@@ -91,7 +91,7 @@ def score_start(context: Context) -> None:
     if found.evaluation is None or evaluation is None:
         return
     how, folder, identity = context.scoring_load, context.directory.iteration(0), context.ledger.key(0)
-    key = digest([identity, "as found", found.evaluation.key, vars(how)])
+    key = digest([identity, "as found", found.evaluation.key, how.facts()])
     if read_record(folder / "eval.json", key) is None:
         context.progress.stage("scoring the base")
         model, tokenizer = context.found_model(how)
@@ -99,7 +99,7 @@ def score_start(context: Context) -> None:
         record = {"format": 1, "iteration": 0, "branch": None, "precision": context.recipe.evaluation.precision}
         write_record(folder / "eval.json", key, {**record, "linear_modules": count_linear_modules(model), **scores})
         context.progress.say(f"base: {scores_line(scores['scores'])}")
-    key = digest([identity, "grown", evaluation.key, vars(how)])
+    key = digest([identity, "grown", evaluation.key, how.facts()])
     if read_record(folder / TOKENS, key) is None:
         context.progress.stage("scoring the base with the new tokens")
         scores = scored(context, context.model(0, how), context.tokenizer, evaluation)

@@ -89,7 +89,7 @@ def _key(
     if wanted["weights"] in SELECTED:
         assert context.selection is not None
         settings = wanted["learned" if wanted["weights"] == "learned" else "search"]
-        key = digest([key, settings, context.selection.key, [before, vars(context.training_load)]])
+        key = digest([key, settings, context.selection.key, [before, context.training_load.facts()]])
     return key
 
 

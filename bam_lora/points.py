@@ -114,7 +114,7 @@ class PointScorer:
                 remedy="Run a recipe with evaluation.target and evaluation.source",
             )  # fmt: skip
         self.windows: Windowed = windows
-        self.key = digest([self.ledger.key(), windows.key, vars(self.how)])
+        self.key = digest([self.ledger.key(), windows.key, self.how.facts()])
         self.record = read_record(directory.shrink, self.key) or {
             "format": _FORMAT, "evaluation": windows.key, "points": [],
         }  # fmt: skip

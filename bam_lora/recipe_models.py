@@ -115,6 +115,12 @@ class Quantization(Section):
     compute_dtype: Literal["bfloat16", "float16", "float32"] = Field(
         default="bfloat16", description="What activations are computed in; float16 for GPUs older than Ampere."
     )
+    attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = Field(
+        default="auto",
+        description="By what attention is computed. `auto`: flash attention 2, which packed rows cost less, where the "
+        "package flash-attn is installed and GPU (Ampere or newer), model and number format fit; else what "
+        "transformers takes, `sdpa` for most models.",
+    )
 
 
 class Training(Section):

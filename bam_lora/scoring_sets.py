@@ -19,14 +19,14 @@ from bam_lora.word_hashes import hash_words
 def training_load(recipe: Recipe) -> Loading:
     """How the base is held under the branches."""
     chosen = recipe.quantization
-    return Loading(chosen.bits, chosen.type, chosen.double, chosen.compute_dtype)
+    return Loading(chosen.bits, chosen.type, chosen.double, chosen.compute_dtype, attention=chosen.attention)
 
 
 def scoring_load(recipe: Recipe) -> Loading:
     """How every model of a run is held that is scored."""
     chosen = recipe.quantization
     bits = 4 if recipe.evaluation.precision == "4bit" else 16
-    return Loading(bits, chosen.type, chosen.double, chosen.compute_dtype)
+    return Loading(bits, chosen.type, chosen.double, chosen.compute_dtype, attention=chosen.attention)
 
 
 def evaluation_windows(

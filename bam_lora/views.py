@@ -1,4 +1,7 @@
-"""Many models on one set of quantised tensors: a view for every branch, and for every adapter that is scored."""
+"""Many models on one set of quantised tensors: a view for every branch, and for every adapter that is scored.
+
+Also what makes a loaded model fit for that.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,31 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+
+def keep_cpu_kernel_differentiable(model: Any) -> None:
+    """Keeps bitsandbytes from repacking 4-bit weights on CPUs with AVX512-BF16.
+
+    Its `Linear4bit` repacks them at the first forward in evaluation mode, and training afterwards goes through a
+    kernel without autograd: gradients are wrong, with no more than a warning. There is no public switch.
+    """
+    import bitsandbytes as bnb
+
+    for module in model.modules():
+        if isinstance(module, bnb.nn.Linear4bit):
+            module.support_avx512bf16_for_cpu = False
+
+
+def settle_8bit_state(model: Any) -> None:
+    """Has 8-bit layers move their codes and scales to where every view shares them.
+
+    `Linear8bitLt` does so at its first forward, by emptying its weight: the next view would find nothing there.
+    """
+    import bitsandbytes as bnb
+
+    for module in model.modules():
+        if isinstance(module, bnb.nn.Linear8bitLt) and module.weight.CB is not None:
+            module.init_8bit_state()
 
 
 def assert_not_repacked(model: Any) -> None:

@@ -1,0 +1,75 @@
+"""Which attention a base is loaded with: packed rows are many short documents, which not every kind takes well.
+
+With transformers' default, `sdpa`, a batch of packed rows is one long row with a dense mask: time and memory grow with
+its square. Flash attention takes the documents' boundaries instead, but needs a package, a GPU and a model that fit.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from bam_lora.errors import UserError
+
+AUTO = "auto"
+FLASH = "flash_attention_2"
+_FLASH_CAPABILITY = 8  # Ampere
+_FLASH_HEAD_DIM = 256
+
+
+def choose_attention(wanted: str | None, folder: Path, compute_dtype: str, device: str) -> str | None:
+    """The `attn_implementation` to load a model with.
+
+    Args:
+        wanted: `auto`; a name, which is taken as it is; or None, which leaves it to transformers.
+        folder: The model.
+        compute_dtype: Of activations.
+        device: Where it goes, such as "cuda:0".
+
+    Returns:
+        A name for transformers, or None to leave it to transformers (`sdpa`, for models that have it).
+
+    Raises:
+        UserError: If flash attention is asked for by name where it cannot be.
+    """
+    if wanted == FLASH:
+        _require_flash(device)
+    if wanted != AUTO:
+        return wanted
+    return FLASH if _flash_fits(folder, compute_dtype, device) else None
+
+
+def _flash_fits(folder: Path, compute_dtype: str, device: str) -> bool:
+    """Whether flash attention surely works: package, GPU, number format, model, size of its heads."""
+    import torch
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
+    from transformers.utils import is_flash_attn_2_available
+
+    if not device.startswith("cuda") or compute_dtype == "float32" or not is_flash_attn_2_available():
+        return False
+    if torch.cuda.get_device_capability(device)[0] < _FLASH_CAPABILITY:
+        return False
+    config = AutoConfig.from_pretrained(str(folder), local_files_only=True)
+    architecture = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    if not getattr(architecture, "_supports_flash_attn", False):
+        return False
+    if getattr(architecture, "_compatible_flash_implementations", None):  # kernels of its own, from the Hub
+        return False
+    return _head_dim(config.get_text_config()) <= _FLASH_HEAD_DIM
+
+
+def _head_dim(config: Any) -> int:
+    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+
+
+def _require_flash(device: str) -> None:
+    from transformers.utils import is_flash_attn_2_available, is_kernels_available
+
+    there = device.startswith("cuda") and (is_flash_attn_2_available() or is_kernels_available())
+    if not there:
+        raise UserError.of(
+            "quantization.attention: flash_attention_2",
+            expected="an NVIDIA GPU and the package flash-attn or kernels",
+            found="no GPU" if not device.startswith("cuda") else "neither package",
+            remedy="Install one, or leave it at auto",
+        )

@@ -1,0 +1,89 @@
+"""Attention chosen for the device: flash attention where all of it fits, by the user's word else, nothing on a CPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers.utils
+from transformers import Gemma3TextConfig, GPTNeoConfig, LlamaConfig
+
+from bam_lora.attention import choose_attention
+from bam_lora.base import Loading, load_model
+from bam_lora.errors import UserError
+
+
+@pytest.fixture
+def llama(tmp_path: Path) -> Path:
+    return saved(LlamaConfig(hidden_size=256, num_attention_heads=4), tmp_path / "llama")
+
+
+def saved(config: Any, folder: Path) -> Path:
+    config.save_pretrained(folder)
+    return folder
+
+
+def machine(monkeypatch: pytest.MonkeyPatch, *, flash: bool, kernels: bool = False, capability: int = 8) -> None:
+    monkeypatch.setattr(transformers.utils, "is_flash_attn_2_available", lambda: flash)
+    monkeypatch.setattr(transformers.utils, "is_kernels_available", lambda: kernels)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (capability, 0))
+
+
+def test_auto_takes_flash_attention_only_where_everything_fits(
+    monkeypatch: pytest.MonkeyPatch, llama: Path, tmp_path: Path
+) -> None:
+    machine(monkeypatch, flash=True)
+    assert choose_attention("auto", llama, "bfloat16", "cuda:0") == "flash_attention_2"
+    assert choose_attention("auto", llama, "float32", "cuda:0") is None
+    assert choose_attention("auto", llama, "bfloat16", "cpu") is None
+    assert choose_attention("auto", llama, "bfloat16", "xpu:0") is None
+    wide = saved(LlamaConfig(hidden_size=2048, num_attention_heads=4), tmp_path / "wide")
+    assert choose_attention("auto", wide, "bfloat16", "cuda:0") is None
+    stated = saved(Gemma3TextConfig(hidden_size=64, num_attention_heads=1, head_dim=256), tmp_path / "stated")
+    assert choose_attention("auto", stated, "float16", "cuda:0") == "flash_attention_2"
+    machine(monkeypatch, flash=True, capability=7)
+    assert choose_attention("auto", llama, "float16", "cuda:0") is None
+    machine(monkeypatch, flash=False, kernels=True)  # which would fetch code from the network
+    assert choose_attention("auto", llama, "bfloat16", "cuda:0") is None
+
+
+def test_a_model_without_flash_attention_keeps_what_it_has(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    machine(monkeypatch, flash=True)
+    old = saved(transformers.XLNetConfig(d_model=64, n_head=2), tmp_path / "old")
+    assert choose_attention("auto", old, "bfloat16", "cuda:0") is None
+    assert (
+        choose_attention("auto", saved(GPTNeoConfig(), tmp_path / "neo"), "bfloat16", "cuda:0") == "flash_attention_2"
+    )
+
+
+def test_the_users_word_counts(monkeypatch: pytest.MonkeyPatch, llama: Path) -> None:
+    machine(monkeypatch, flash=True)
+    for name in ("sdpa", "eager", None):
+        assert choose_attention(name, llama, "bfloat16", "cuda:0") == name
+    machine(monkeypatch, flash=False, kernels=True)
+    assert choose_attention("flash_attention_2", llama, "bfloat16", "cuda:0") == "flash_attention_2"
+
+
+@pytest.mark.parametrize(("device", "found"), [("cuda:0", "neither package"), ("cpu", "no GPU")])
+def test_flash_attention_by_name_where_it_cannot_be(
+    monkeypatch: pytest.MonkeyPatch, llama: Path, device: str, found: str
+) -> None:
+    machine(monkeypatch, flash=False)
+    with pytest.raises(UserError, match=rf"quantization.attention.*found {found}.*leave it at auto"):
+        choose_attention("flash_attention_2", llama, "bfloat16", device)
+
+
+def test_a_loaded_model_has_it(tiny_base: Path) -> None:
+    assert load_model(tiny_base, Loading(16, attention="eager")).config._attn_implementation == "eager"
+    given = load_model(tiny_base, Loading(16, attention="eager"), attn_implementation="sdpa")
+    assert given.config._attn_implementation == "sdpa"
+    assert load_model(tiny_base, Loading(16, attention="auto")).config._attn_implementation == "sdpa"
+
+
+def test_only_a_choice_by_name_goes_into_hashes() -> None:
+    assert Loading(4, attention="auto").facts() == Loading(4).facts() == {
+        "bits": 4, "quant_type": "nf4", "double": True, "compute_dtype": "bfloat16",
+    }  # fmt: skip
+    assert Loading(4, attention="eager").facts()["attention"] == "eager"
