@@ -13,6 +13,7 @@ from typing import Any
 from bam_lora.base import find_base, load_tokenizer, require_fitting_base, require_targets, weight_bytes
 from bam_lora.chat import message_column
 from bam_lora.chat_encoder import ChatEncoder
+from bam_lora.check_batch import batch_lines
 from bam_lora.check_data import data_lines
 from bam_lora.checkpoint import Checkpoint, open_checkpoint
 from bam_lora.default_template import settle_template
@@ -82,8 +83,8 @@ def check_recipe(recipe: Recipe) -> str:
             "note        without evaluation.target and evaluation.source, learning or forgetting is not measured"
         )
     require_groups(recipe)
-    lines += _vocabulary_lines(recipe, folder) + data_lines(recipe, tokenizer)
-    lines += _plan_lines(recipe) + _disk_lines(recipe, folder, checkpoint)
+    lines += _vocabulary_lines(recipe, folder) + data_lines(recipe, tokenizer) + _plan_lines(recipe)
+    lines += batch_lines(recipe, folder, _parameters(checkpoint)) + _disk_lines(recipe, folder, checkpoint)
     return "\n".join(lines)
 
 
