@@ -6,7 +6,8 @@ BIN := .venv/bin
 TEST_JOBS ?= 2
 READY := .venv/.ready
 
-.PHONY: help setup quickstart test test-slow lint format docs bench bench-forgetting bench-fold bench-precision clean
+.PHONY: help setup quickstart test test-slow lint format docs bench bench-forgetting bench-fold bench-precision \
+	bench-overhead clean
 
 help:
 	@echo "make quickstart   the whole loop on the embedded model, CPU, minutes"
@@ -19,6 +20,7 @@ help:
 	@echo "make bench-forgetting  learning against forgetting, ours and its rivals (HOURS=6 JOBS=1; SUBSET=quick: half an hour)"
 	@echo "make bench-fold   folding adapters: cp, bam-lora, PEFT, mergekit, axolotl (ROUNDS=5; LARGE=1: also an 8 B model)"
 	@echo "make bench-precision   what is left of the deltas after many folds, ours and three others"
+	@echo "make bench-overhead   the loop beside plain SFTTrainer, on 8 M and 100 M (ROUNDS=5; FULL=1: hours)"
 	@echo "make test-slow    the tests that take minutes"
 
 setup: $(READY)
@@ -65,6 +67,9 @@ bench-fold: $(READY)
 
 bench-precision: $(READY)
 	$(BIN)/python benchmarks/precision/run.py
+
+bench-overhead: $(READY)
+	$(BIN)/python benchmarks/overhead/run.py --rounds $(ROUNDS) $(if $(FULL),--full)
 
 clean:
 	rm -rf .venv quickstart
