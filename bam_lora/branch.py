@@ -15,7 +15,15 @@ from typing import Any, Protocol
 from bam_lora import loftq
 from bam_lora.adapters import SCALES_FILE
 from bam_lora.branch_adapters import dora_scales, no_input_casting, settle_adapter
-from bam_lora.branch_callbacks import CheckpointSeal, FiniteGuard, KeepAdapters, MetricsLog, StepReport, StopOnRequest
+from bam_lora.branch_callbacks import (
+    CheckpointSeal,
+    FiniteGuard,
+    KeepAdapters,
+    MetricsLog,
+    StepReport,
+    StopOnRequest,
+    Stopwatch,
+)
 from bam_lora.errors import Interrupted, UserError, first_line
 from bam_lora.interrupt import StopRequest
 from bam_lora.machine import peak_memory
@@ -88,11 +96,13 @@ def train_branch(
     checkpoint = newest_checkpoint(folder / CHECKPOINTS, job.key)
     seconds_before = _forget_metrics_after(folder / METRICS, checkpoint)
     started = time.monotonic()
+    watch = Stopwatch()
     metrics = MetricsLog(folder / METRICS, job.tokens / job.steps, seconds_before)
     callbacks = [
         FiniteGuard(job.label),
         metrics,
         CheckpointSeal(job.key),
+        watch,
         StopOnRequest(stop),
         StepReport(on_step, metrics),
     ]
@@ -113,6 +123,8 @@ def train_branch(
         _save_adapter(trainer.model, folder / ADAPTER, job, initial)
     facts = {
         "seconds": seconds_before + time.monotonic() - started,
+        "setup_seconds": watch.setup_seconds,
+        "checkpoint_seconds": watch.checkpoint_seconds,
         "steps": job.steps,
         "tokens": job.tokens,
         "loss_first": metrics.losses[0] if metrics.losses else None,

@@ -21,7 +21,7 @@ from bam_lora.front import Front
 from bam_lora.growing import found_base, grow, run_windows, score_start
 from bam_lora.interrupt import StopRequest, stop_on_signals
 from bam_lora.ledger import LEDGER_FILE, Ledger
-from bam_lora.machine import use_one_gpu
+from bam_lora.machine import import_training_libraries, spared_collections, use_one_gpu
 from bam_lora.merging import merge
 from bam_lora.module_weights import require_patterns
 from bam_lora.planning import describe, settle_plan
@@ -40,10 +40,12 @@ from bam_lora.rundir import (
     is_fresh,
     keep_recipe,
     locked,
+    note_attention,
     recipe_key,
 )
 from bam_lora.scoring_sets import check_selection, selection_windows
 from bam_lora.screening import held_out_sets
+from bam_lora.stage_clock import StageClock
 from bam_lora.stages import (
     Context,
     base_folder,
@@ -106,10 +108,14 @@ def run(
         for path in (directory.shrink, directory.baseline):  # of the result before an extension
             path.unlink(missing_ok=True)
         quiet_libraries()
-        session = Session(directory.sessions)
-        context = _prepare(directory, recipe, display, stop, front or Front(recipe))
-        _iterate(context, session)
-        _finish(context)
+        clock = StageClock()
+        session = Session(directory.sessions, clock)
+        context = _prepare(directory, recipe, display, stop, front or Front(recipe), clock)
+        with context.clock.stage("train"):
+            import_training_libraries()
+        with spared_collections():
+            _iterate(context, session)
+            _finish(context)
         session.update()
         report = write_report(root)
         display.say(f"done: the model is in {directory.model}, the report in {root / 'report.html'}")
@@ -141,12 +147,13 @@ def _is_planned(directory: RunDirectory, recipe: Recipe) -> bool:
 
 
 def _prepare(
-    directory: RunDirectory, recipe: Recipe, progress: RunProgress, stop: StopRequest, front: Front
+    directory: RunDirectory, recipe: Recipe, progress: RunProgress, stop: StopRequest, front: Front, clock: StageClock
 ) -> Context:
     """Everything before the first branch: base, ledger, data, plan, evaluation sets."""
     progress.stage("looking at the base")
     threads = fix_threads(directory)
     ledger, original, start = _open_base(directory, recipe, progress)
+    note_attention(directory, front.training_load, start)
     weights = weight_bytes(original.folder)
     require_space(directory.root, weights + weights // 4, "the folded model and the adapters")
     tokenizer = front.tokenizer(start)
@@ -163,16 +170,31 @@ def _prepare(
     require_mergeable(start, original.folder, ledger.view(0), front.adapter_config(), method, bits)
     limit = context_length(start)
     found = found_base(directory, recipe, ledger, front)
-    evaluation = run_windows(found, recipe, tokenizer, directory.evaluation, limit, front.read_set)
-    selection = selection_windows(recipe, tokenizer, directory.selection, limit, front.read_set)
-    check_selection(selection, evaluation, recipe.bam.merge)
-    held_out = held_out_sets(evaluation, selection)
-    plan = settle_plan(directory, recipe, tokenizer, ledger.key(0), progress, threads, front, held_out)
+    with clock.stage("evaluate"):
+        evaluation = run_windows(found, recipe, tokenizer, directory.evaluation, limit, front.read_set)
+        selection = selection_windows(recipe, tokenizer, directory.selection, limit, front.read_set)
+        check_selection(selection, evaluation, recipe.bam.merge)
+        held_out = held_out_sets(evaluation, selection)
+    with clock.stage("data"):
+        plan = settle_plan(directory, recipe, tokenizer, ledger.key(0), progress, threads, front, held_out)
     keep_recipe(directory, recipe)
     progress.plan(plan.tokens)
     progress.say(describe(plan))
     return Context(
-        directory, recipe, plan, ledger, original, start, tokenizer, evaluation, selection, progress, stop, front, found
+        directory,
+        recipe,
+        plan,
+        ledger,
+        original,
+        start,
+        tokenizer,
+        evaluation,
+        selection,
+        progress,
+        stop,
+        front,
+        clock,
+        found,
     )
 
 
@@ -230,7 +252,8 @@ def _iterate(context: Context, session: Session) -> None:
         for branch in iteration.branches:  # at another precision all of them after one loading
             score_branch(context, branch)
             context.stop.check()
-        merge(context, iteration)
+        with context.clock.stage("merge"):
+            merge(context, iteration)
         context.stop.check()
         if number == len(context.plan.iterations) or context.recipe.keep.bases == "all":
             base_folder(context, number)  # any other is folded when it is first needed

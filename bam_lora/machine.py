@@ -8,6 +8,8 @@ import platform
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -73,6 +75,32 @@ def release_memory() -> None:
 
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+
+
+@contextmanager
+def spared_collections() -> Iterator[None]:
+    """Keeps the garbage collector from going through what is there already, again and again, as long as this lasts.
+
+    The libraries are hundreds of thousands of objects: a full collection takes half a second, and there are several a
+    branch. Enter it after they are imported and before a model is loaded: what is there now is not freed meanwhile,
+    where it is in cycles.
+    """
+    if gc.get_freeze_count():  # the program around us does so itself; to end it is its own business too
+        yield
+        return
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
+def import_training_libraries() -> None:
+    """Imports what loading a base and training a branch need, which would else come with the first of them."""
+    import bitsandbytes  # noqa: F401
+    from peft import LoraConfig  # noqa: F401
+    from trl import SFTTrainer  # noqa: F401
 
 
 def use_one_gpu() -> None:

@@ -10,9 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bam_lora.attention import choose_attention
+from bam_lora.base import Loading, device
 from bam_lora.errors import UserError
 from bam_lora.machine import environment, peak_memory
 from bam_lora.recipe import Recipe, changed_keys, dump_recipe, load_recipe
+from bam_lora.stage_clock import StageClock
 from bam_lora.store import digest, read_record, sweep, write_record, write_text
 
 # What an extension of a finished run may change; the rest would make earlier iterations another run's.
@@ -202,14 +205,20 @@ def fix_threads(directory: RunDirectory) -> int:
     """Uses as many threads as the first session did: on a CPU their number changes the last bits of a result."""
     import torch
 
-    from bam_lora.base import device
-
     record = read_record(directory.environment)
     if record is not None:
         torch.set_num_threads(record["threads"])
     else:
         write_record(directory.environment, "environment", environment(device(), torch.get_num_threads()))
     return int(torch.get_num_threads())
+
+
+def note_attention(directory: RunDirectory, how: Loading, folder: Path) -> None:
+    """Enters into `environment.json` by what attention the first session trains; null: transformers' own choice."""
+    record = read_record(directory.environment)
+    if record is not None and "attention" not in record:
+        chosen = choose_attention(how.attention, folder, how.compute_dtype, device())
+        write_record(directory.environment, "environment", {**record, "attention": chosen})
 
 
 def is_fresh(directory: RunDirectory) -> bool:
@@ -235,11 +244,12 @@ def recipe_key(recipe: Recipe) -> str:
 
 
 class Session:
-    """One start of the run: its wall time and peak memory, kept in `sessions.json` with those before it."""
+    """One start of the run: its times and peak memory, kept in `sessions.json` with those before it."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, clock: StageClock) -> None:
         record = read_record(path) or {"sessions": []}
         self._path = path
+        self._stages = clock
         self._before: Sequence[dict[str, Any]] = record["sessions"]
         self._started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         self._clock = time.monotonic()
@@ -251,6 +261,8 @@ class Session:
             "started": self._started,
             "ended": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "seconds": round(time.monotonic() - self._clock, 3),
+            "seconds_by_stage": {name: round(seconds, 3) for name, seconds in self._stages.seconds.items()},
+            "first_load_seconds": round(self._stages.first.get("load", 0.0), 3),
             **peak_memory(),
         }
         write_record(self._path, "sessions", {"sessions": [*self._before, session]})

@@ -23,6 +23,7 @@ from bam_lora.recipe_chat import trains_chat
 from bam_lora.report.format import scores_line
 from bam_lora.rundir import RunDirectory
 from bam_lora.scoring import FoundBase, Windowed, sample_texts, score_sets
+from bam_lora.stage_clock import StageClock
 from bam_lora.store import digest, link_or_copy, new_folder, read_record, seal, verify, write_record
 from bam_lora.views import adapted, count_linear_modules
 
@@ -65,12 +66,18 @@ class Context:
     progress: RunProgress
     stop: StopRequest
     front: Front
+    clock: StageClock
     found: FoundBase | None = None  # the base before this run grew its vocabulary
     slot: ModelSlot = field(init=False)
     verified: set[Path] = field(default_factory=set)  # folders whose every byte this process has hashed
 
     def __post_init__(self) -> None:
-        self.slot = ModelSlot(self.front.load)
+        self.slot = ModelSlot(self._load)
+
+    def _load(self, folder: Path, how: Loading) -> Any:
+        """A model, loaded; loading one in a way that only scoring needs is part of scoring."""
+        with self.clock.stage("load" if how == self.training_load else "evaluate"):
+            return self.front.load(folder, how)
 
     @property
     def training_load(self) -> Loading:
@@ -128,7 +135,8 @@ def train(context: Context, branch: BranchPlan, tokens_before: int) -> None:
 
         context.front.branch_begin(branch)
         make = context.front.trainer(context.directory, context.tokenizer, branch)
-        facts = train_branch(model, job, folder, make, on_step=on_step, stop=context.stop)
+        with context.clock.stage("train"):
+            facts = train_branch(model, job, folder, make, on_step=on_step, stop=context.stop)
         context.front.branch_end(branch, facts)
     else:
         context.front.branch_found(branch)
@@ -147,7 +155,7 @@ def score_model(context: Context, iteration: int, branch: int | None = None) -> 
     adapter = None if branch is None else folder / ADAPTER
     identity = context.ledger.key(iteration) if adapter is None else _adapter_key(context, iteration, folder)
     how = context.scoring_load
-    key = digest([identity, context.evaluation.key, vars(how)])
+    key = digest([identity, context.evaluation.key, how.facts()])
     if read_record(folder / "eval.json", key) is not None:
         return
     context.progress.stage("scoring " + _name(iteration, branch))
@@ -161,14 +169,15 @@ def score_model(context: Context, iteration: int, branch: int | None = None) -> 
 
 def scored(context: Context, model: Any, tokenizer: Any, evaluation: Windowed) -> dict[str, Any]:
     """What `score_sets` says of a model, by the recipe's settings."""
-    return score_sets(
-        model,
-        tokenizer,
-        evaluation,
-        batch_size=context.recipe.evaluation.batch_size,
-        dtype=context.scoring_load.compute_dtype,
-        on_batch=lambda count: context.stop.check(),
-    )
+    with context.clock.stage("evaluate"):
+        return score_sets(
+            model,
+            tokenizer,
+            evaluation,
+            batch_size=context.recipe.evaluation.batch_size,
+            dtype=context.scoring_load.compute_dtype,
+            on_batch=lambda count: context.stop.check(),
+        )
 
 
 def score_branch(context: Context, branch: BranchPlan) -> None:
@@ -199,8 +208,9 @@ def fold_iteration(context: Context, iteration: int) -> None:
         context.verified.add(target)
         return
     context.progress.stage(f"iteration {iteration}: folding into the full-precision weights")
-    ledger.verify(iteration)  # a damaged adapter or matrix would become a whole-looking model
-    facts = fold_into(context.original.folder, ledger.view(iteration), target, key=key)
+    with context.clock.stage("fold"):
+        ledger.verify(iteration)  # a damaged adapter or matrix would become a whole-looking model
+        facts = fold_into(context.original.folder, ledger.view(iteration), target, key=key)
     kept = {name: facts[name] for name in ("seconds", "bytes", "weight_norm", "delta_norm")}
     write_record(facts_file, key, {"iteration": iteration, **kept})
     context.verified.add(target)
@@ -226,7 +236,7 @@ def write_samples(context: Context, iteration: int) -> None:
         return
     path, identity = context.directory.samples, context.ledger.key(iteration)
     record = read_record(path) or {"samples": [], "models": {}}
-    key = digest([identity, list(prompts), vars(context.scoring_load)])
+    key = digest([identity, list(prompts), context.scoring_load.facts()])
     if record["models"].get(str(iteration)) == key:
         return
     context.progress.stage(f"writing samples with the {_name(iteration, None)}")
@@ -234,7 +244,8 @@ def write_samples(context: Context, iteration: int) -> None:
     model, tokenizer = (context.model(iteration, how), context.tokenizer) if iteration else context.found_model(how)
     others = [sample for sample in record["samples"] if sample["iteration"] != iteration]
     chat = context.recipe.mode == "chat"
-    new = sample_texts(model, tokenizer, prompts, iteration, how.compute_dtype, chat=chat)
+    with context.clock.stage("evaluate"):
+        new = sample_texts(model, tokenizer, prompts, iteration, how.compute_dtype, chat=chat)
     models = {**record["models"], str(iteration): key}
     samples = sorted(others + new, key=lambda sample: sample["iteration"])
     write_record(path, "samples", {"samples": samples, "models": models})

@@ -177,6 +177,8 @@ def _around(folder: Path, sample: str, done: int) -> None:
     machine = {"device": "cpu", "threads": 2, "python": "3.11.9", "platform": "Linux x86_64"}
     record(folder / "environment.json", {"versions": versions, **machine, "command": "bam-lora run recipe.yaml"})
     session = {"started": "2026-01-05T10:00:00Z", "ended": "2026-01-05T10:09:40Z", "seconds": 580.5}
+    stages = {"data": 11.75, "load": 7.5, "train": 417.0, "evaluate": 66.5, "merge": 2.0, "fold": 3.25}
+    session |= {"seconds_by_stage": stages, "first_load_seconds": 4.5}
     record(
         folder / "sessions.json", {"sessions": [{**session, "peak_rss_bytes": 1_480_000_000, "peak_gpu_bytes": None}]}
     )
@@ -226,7 +228,15 @@ def _branch(folder: Path, iteration: int, branch: int, tokens: int) -> None:
     text = "\n".join(json.dumps(line) for line in lines)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "metrics.jsonl").write_text(text + "\n", encoding="utf-8")
-    facts = {"seconds": 104.25, "steps": 40, "tokens": tokens, "loss_first": lines[0]["loss"]}
+    setup = 5.25 if (iteration, branch) == (1, 1) else 0.5
+    facts = {
+        "seconds": 104.25,
+        "setup_seconds": setup,
+        "checkpoint_seconds": 1.5,
+        "steps": 40,
+        "tokens": tokens,
+        "loss_first": lines[0]["loss"],
+    }
     facts |= {"loss_last": lines[-1]["loss"], "peak_gpu_bytes": None}
     record(folder / store.MANIFEST, {"format": 1, "facts": facts, "files": {}})
 

@@ -138,6 +138,8 @@ def test_resume_is_equal_bit_for_bit(
     facts = train(tmp_path / "cut", model, tokenizer, rows, todo)
     assert weights(tmp_path / "cut") == weights(tmp_path / "whole")
     assert facts["steps"] == 8
+    assert 0 < facts["setup_seconds"] < facts["seconds"]
+    assert 0 < facts["checkpoint_seconds"] < facts["seconds"] - facts["setup_seconds"]
     lines = [json.loads(line) for line in (tmp_path / "cut" / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == list(range(1, 9))
     losses = [json.loads(line)["loss"] for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]

@@ -108,6 +108,23 @@ def test_report_adds_up(finished: Path) -> None:
     assert 0 < report["summary"]["delta_relative"] < 10
 
 
+def test_stages_are_timed_and_add_up(finished: Path) -> None:
+    report = json.loads((finished / "report.json").read_text())
+    cost = report["cost"]
+    stages, wall = cost["seconds_by_stage"], cost["wall_seconds"]
+    assert all(stages[name] > 0 for name in ("data", "load", "train", "evaluate", "merge", "fold"))
+    assert sum(stages.values()) == pytest.approx(wall, abs=0.05)
+    branches = [branch for item in report["iterations"] for branch in item["branches"]]
+    assert stages["train"] >= sum(branch["seconds"] for branch in branches) - 0.05
+    again = sum(branch["setup_seconds"] for branch in branches) - max(branch["setup_seconds"] for branch in branches)
+    known = again + stages["merge"] + stages["fold"] + stages["other"]
+    assert known - 0.05 < cost["loop_overhead"]["seconds"] < known + stages["load"]
+    session = read_record(finished / "sessions.json")
+    assert session is not None
+    assert report["environment"]["attention"] is None  # on a CPU it is left to transformers
+    assert 0 < session["sessions"][0]["first_load_seconds"] < stages["load"]
+
+
 def test_result_loads_in_plain_transformers_and_is_the_folded_one(finished: Path, tiny_base: Path) -> None:
     import torch
     from peft import PeftModel

@@ -15,6 +15,8 @@ from report_runs import BASE_SCORES, FINAL, GOLDEN, SETS, record, write_run
 from bam_lora import store
 from bam_lora.errors import UserError
 from bam_lora.report import collect, write_report
+from bam_lora.report.cost_table import cost_table
+from bam_lora.report.format import MISSING
 
 
 def test_report_of_a_whole_run_is_the_golden_one(tmp_path: Path) -> None:
@@ -30,7 +32,7 @@ def test_keys_of_the_contract(tmp_path: Path) -> None:
     assert set(scores.split()) <= report["scores"][0].keys()
     iterations = "iteration tokens cosine delta_norms coefficients seconds"
     assert set(iterations.split()) <= report["iterations"][0].keys()
-    assert list(report["cost"]["seconds_by_stage"]) == ["data", "train", "evaluate", "merge", "fold", "other"]
+    assert list(report["cost"]["seconds_by_stage"]) == ["data", "load", "train", "evaluate", "merge", "fold", "other"]
 
 
 def test_summary_pools_the_sets_of_a_role_by_bytes(tmp_path: Path) -> None:
@@ -46,7 +48,30 @@ def test_summary_pools_the_sets_of_a_role_by_bytes(tmp_path: Path) -> None:
 def test_stages_and_other_add_up_to_the_wall_time(tmp_path: Path) -> None:
     cost = collect(write_run(tmp_path / "bam"))["cost"]
     assert sum(cost["seconds_by_stage"].values()) == pytest.approx(cost["wall_seconds"])
+    assert cost["seconds_by_stage"]["other"] == pytest.approx(580.5 - 508.0)
     assert cost["train_tokens"] == 500_000
+
+
+def test_the_loops_overhead_is_what_plain_training_would_not_do(tmp_path: Path) -> None:
+    """It would read the data, load once (4.5 s), set up once (5.25 s) and take the steps."""
+    cost = collect(write_run(tmp_path / "bam"))["cost"]
+    again = 7.5 - 4.5 + 3 * 0.5  # loading, setting up
+    assert cost["loop_overhead"]["seconds"] == pytest.approx(again + 2.0 + 3.25 + 72.5)
+    assert cost["loop_overhead"]["share"] == pytest.approx(cost["loop_overhead"]["seconds"] / (580.5 - 66.5))
+    rows = {row[0].text: row[1] for row in cost_table([collect(tmp_path / "bam")]).rows}
+    assert rows["Load"].value == 7.5
+    assert rows["Loop overhead"].text == "1 min 22 s (16 %)"
+
+
+def test_a_run_whose_sessions_had_no_clock_goes_by_its_artefacts(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    record(run / "sessions.json", {"sessions": [{"seconds": 580.5, "peak_rss_bytes": 9}]})
+    report = collect(run)
+    stages = report["cost"]["seconds_by_stage"]
+    assert (stages["data"], stages["load"], stages["train"]) == (11.75, None, 4 * 104.25)
+    assert sum(value or 0.0 for value in stages.values()) == pytest.approx(580.5)
+    assert report["cost"]["loop_overhead"] is None
+    assert cost_table([report]).rows[-1][1].text == MISSING
 
 
 def test_an_unfinished_run_says_what_is_there(tmp_path: Path) -> None:

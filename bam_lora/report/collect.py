@@ -242,7 +242,8 @@ def _branch(folder: Path, planned: Mapping[str, Any]) -> dict[str, Any]:
     facts = (read_record(folder / store.MANIFEST) or {}).get("facts", {})
     evaluation = read_record(folder / "eval.json") or {}
     plan_keys = ("branch", "slice", "group", "seed", "target_tokens", "replay_tokens", "steps")
-    fact_keys = ("tokens", "seconds", "loss_first", "loss_last", "peak_gpu_bytes")
+    times = ("seconds", "setup_seconds", "checkpoint_seconds")
+    fact_keys = ("tokens", *times, "loss_first", "loss_last", "peak_gpu_bytes")
     return {
         **{key: planned.get(key) for key in plan_keys},
         **{key: facts.get(key) for key in fact_keys},

@@ -11,6 +11,7 @@ import yaml
 
 from bam_lora.report import tables
 from bam_lora.report.chain import chain_iterations_table, chain_scores_table
+from bam_lora.report.cost_table import cost_table
 from bam_lora.report.data_tables import data_table, tokenizer_table
 from bam_lora.report.envelope_text import alone, envelope_sentences, envelope_table
 from bam_lora.report.figure import MANY_RUNS
@@ -57,7 +58,7 @@ def render_html(reports: Sequence[Report], comparison: Mapping[str, Any] | None)
             vocabulary_table(reports),
             tables.shrink_table(reports),
             tables.iterations_table(reports),
-            tables.cost_table(reports),
+            cost_table(reports),
             data_table(reports),
             tokenizer_table(reports),
         ],

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from bam_lora.report import format as fmt
-from bam_lora.report.cost import STAGES
 
 Report = Mapping[str, Any]
 
@@ -221,18 +220,6 @@ def iterations_table(reports: Sequence[Report]) -> Table:
 
 def _list(values: Sequence[float] | None) -> str:
     return fmt.MISSING if not values else ", ".join(f"{value:.4g}".replace("-", fmt.MINUS) for value in values)
-
-
-def cost_table(reports: Sequence[Report]) -> Table:
-    """One row a stage, one column a run."""
-    rows = []
-    for stage in STAGES:
-        seconds = [report["cost"]["seconds_by_stage"][stage] for report in reports]
-        rows.append([Cell(stage.capitalize()), *(_seconds(value) for value in seconds)])
-    rows.append([Cell("Wall time"), *(_seconds(report["cost"]["wall_seconds"]) for report in reports)])
-    cut = [f"{r['name']}: {r['cost']['sessions_cut_short']}" for r in reports if r["cost"]["sessions_cut_short"]]
-    note = f"Sessions that were cut short, whose time is not in the wall time: {', '.join(cut)}." if cut else ""
-    return Table("Time by stage", ["", *(report["name"] for report in reports)], rows, note)
 
 
 def flat(value: Any, prefix: str = "") -> dict[str, Any]:

@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bam_lora.report.chain import chain_iterations_table, chain_scores_table
+from bam_lora.report.cost_table import cost_table
 from bam_lora.report.envelope_text import alone, envelope_sentences, envelope_table
-from bam_lora.report.tables import Cell, Table, cost_table, pairs_table, shrink_table, summary_table
+from bam_lora.report.tables import Cell, Table, pairs_table, shrink_table, summary_table
 from bam_lora.report.verdict import verdict
 from bam_lora.report.vocabulary import vocabulary_table
 

@@ -1,0 +1,43 @@
+"""How long each stage of a run takes in this process."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class StageClock:
+    """Seconds by stage. A stage within another takes its time from that one, so nothing is counted twice.
+
+    Attributes:
+        seconds: Of each stage so far, the one that is going on left out.
+        first: Seconds of the first time that each stage was gone through, stages within it included.
+    """
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self.first: dict[str, float] = {}
+        self._stages: list[str] = []
+        self._since = 0.0
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Counts the time in the `with` block for a stage."""
+        started = self._settle()
+        self._stages.append(name)
+        try:
+            yield
+        finally:
+            ended = self._settle()
+            self._stages.pop()
+            self.first.setdefault(name, ended - started)
+
+    def _settle(self) -> float:
+        """Gives the time since the last change to the stage that is going on; returns the time."""
+        now = time.monotonic()
+        if self._stages:
+            name = self._stages[-1]
+            self.seconds[name] = self.seconds.get(name, 0.0) + now - self._since
+        self._since = now
+        return now
