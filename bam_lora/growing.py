@@ -15,6 +15,7 @@ from bam_lora.report.format import scores_line
 from bam_lora.rundir import RunDirectory
 from bam_lora.scoring import FoundBase, ReadSet, Windowed, read_set, recut
 from bam_lora.scoring_sets import evaluation_windows
+from bam_lora.screening import filter_rules
 from bam_lora.sources import text_source
 from bam_lora.stages import Context, score_model, scored
 from bam_lora.store import digest, read_json, read_record, write_record
@@ -46,7 +47,7 @@ def grow(
         assert wanted.tokens is not None
         progress.stage("learning new tokens from the target text")
         growth = Growth(wanted.tokens, wanted.sample_bytes, wanted.pad_to_multiple_of)
-        sources = [text_source(source) for source in recipe.data.target]
+        sources = [(text_source(source), filter_rules(recipe, source)) for source in recipe.data.target]
         ledger.base["vocabulary"] = learn_vocabulary(original.folder, sources, growth, directory.root)
         progress.say(_learned_line(read_json(directory.root / VOCABULARY / TOKENS)))
     progress.stage("the base with the new tokens")

@@ -27,6 +27,7 @@ from bam_lora.ledger_history import FORMAT, file_record
 from bam_lora.recipe import Lora, Recipe
 from bam_lora.sources import TextSource, open_source, read_texts
 from bam_lora.store import digest, inside, new_folder, read_json, verify, write_json
+from bam_lora.text_filters import FilterRules, broken_rule
 from bam_lora.token_learning import count_words, learn_tokens, require_bpe
 
 VOCABULARY = "vocabulary"
@@ -58,12 +59,14 @@ def require_fresh_base(base: str, tokens: int | None, *, chained: bool) -> None:
         )
 
 
-def learn_vocabulary(base: Path, sources: Sequence[TextSource], growth: Growth, root: Path) -> dict[str, Any]:
+def learn_vocabulary(
+    base: Path, sources: Sequence[tuple[TextSource, FilterRules]], growth: Growth, root: Path
+) -> dict[str, Any]:
     """Learns new tokens and writes `root/vocabulary/`: the grown tokenizer and `vocabulary.json`.
 
     Args:
         base: The base's folder.
-        sources: Target text.
+        sources: Target text, and which of it is left out.
         growth: How many tokens from how much text.
         root: The run's folder.
 
@@ -106,13 +109,15 @@ def _stated(record: Mapping[str, Any]) -> dict[str, Any]:
     return {"bytes": record["bytes"], "sha256": record["sha256"]}
 
 
-def _sample(sources: Sequence[TextSource], sample_bytes: int) -> Iterator[str]:
+def _sample(sources: Sequence[tuple[TextSource, FilterRules]], sample_bytes: int) -> Iterator[str]:
     """The first documents of each source, up to its share of the bytes; the last one is not cut."""
-    for source in sources:
+    for source, rules in sources:
         left = sample_bytes // len(sources)
         with tempfile.TemporaryDirectory() as cache:
             opened = open_source(source, streaming=True, cache=Path(cache))
             for _, text in read_texts(source, opened):
+                if broken_rule(text, rules) is not None:
+                    continue
                 yield text
                 left -= len(text.encode())
                 if left <= 0:

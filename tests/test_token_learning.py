@@ -11,9 +11,12 @@ from tokenizers import Tokenizer, decoders, models, normalizers
 
 from bam_lora.errors import UserError
 from bam_lora.grown_tokenizer import changed_share, check_tokenizer, open_backend, token_count, write_tokenizer
+from bam_lora.sources import TextSource
 from bam_lora.store import read_json, write_json
+from bam_lora.text_filters import FilterRules
 from bam_lora.token_learning import NewToken, count_words, learn_tokens, require_bpe
-from tests.conftest import ENGLISH, GERMAN
+from bam_lora.vocabulary import Growth, learn_vocabulary
+from tests.conftest import ENGLISH, GERMAN, write_jsonl
 
 RUSSIAN = ["Мельник пошёл на рынок. Там он нашёл золотой ключ и очень обрадовался."] * 4
 
@@ -169,3 +172,14 @@ def test_a_tokenizer_that_lost_a_token_is_found_out(tiny_base: Path, tmp_path: P
 def test_other_tokenizers_are_refused(model: Any, found: str) -> None:
     with pytest.raises(UserError, match=f"byte-pair.*{found}.*Leave out `vocabulary`"):
         require_bpe(None if model is None else Tokenizer(model), "some/base")
+
+
+def test_what_the_filters_drop_teaches_no_token(tiny_base: Path, tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "mixed.jsonl", [*GERMAN[:20], *["Zeppelin und Zeppelin. " * 20] * 40])
+    source = TextSource(str(tmp_path / "mixed.jsonl"))
+    found = {}
+    for name, rules in (("kept", FilterRules()), ("dropped", FilterRules(exclude_pattern="Zeppelin"))):
+        learn_vocabulary(tiny_base, [(source, rules)], Growth(40, 1_000_000, None), tmp_path / name)
+        content = read_json(tmp_path / name / "vocabulary" / "vocabulary.json")
+        found[name] = "ĠZeppelin" in {one["token"] for one in content["tokens"]}
+    assert found == {"kept": True, "dropped": False}
