@@ -14,7 +14,7 @@ from conftest import ENGLISH, GERMAN, write_jsonl
 from bam_lora.errors import Interrupted, UserError
 from bam_lora.loop import run
 from bam_lora.recipe import Recipe, recipe_from_dict
-from bam_lora.store import hash_file, read_record
+from bam_lora.store import hash_file, read_record, write_record
 
 
 @pytest.fixture(scope="module")
@@ -222,6 +222,17 @@ def test_changed_recipe_is_refused_naming_the_keys(finished: Path, tiny_base: Pa
         run(changed, finished)
     with pytest.raises(UserError, match=r"--extend of .*changes of data\.target.*other values for .*lora\.r"):
         run(changed, finished, extend=True)
+
+
+def test_a_run_of_another_version_is_not_taken_for_an_extension(
+    finished: Path, tiny_base: Path, files: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(finished, tmp_path / "run")
+    plan = read_record(tmp_path / "run" / "plan.json")
+    assert plan is not None
+    write_record(tmp_path / "run" / "plan.json", "plan", {**plan, "recipe": "of keys that an older version had"})
+    with pytest.raises(UserError, match="earlier version of bam_lora"):
+        run(recipe(tiny_base, files), tmp_path / "run")
 
 
 def test_extension_trains_on_new_data_only(finished: Path, tiny_base: Path, files: Path, tmp_path: Path) -> None:
