@@ -187,7 +187,8 @@ def is_source(facts: dict[str, Any], source: Source) -> bool:
 
 
 def _is(facts: dict[str, Any], where: TextSource) -> bool:
-    return all(facts[name] == value for name, value in vars(where).items())
+    before = {"mode": "text", **facts}  # plans from before there were conversations do not say it
+    return all(before[name] == value for name, value in vars(where).items())
 
 
 def describe(plan: Plan) -> str:
