@@ -36,6 +36,9 @@ KINDS: dict[str, dict[str, Any]] = {
     "bias": {"bias": "all", "target_modules": ["q_proj"]},
     "lora-bias": {"bias": "lora_only", "lora_bias": True, "target_modules": ["q_proj", "o_proj"]},
 }
+# One of each way of adding up is tried by default.
+QUICK = ("saved-tied", "tokens", "dora-and-saved", "bias")
+EVERY_KIND = [kind if kind in QUICK else pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS]
 PARTED = ("saved-apart", "saved-both-ends")
 CHANGED = {
     "dora": "model.layers.0.mlp.down_proj.weight",
@@ -143,7 +146,7 @@ def nearly_all_equal(found: torch.Tensor, wanted: torch.Tensor) -> bool:
     return bool((found != wanted.to(found.dtype)).double().mean() <= 0.002)
 
 
-@pytest.mark.parametrize("kind", list(KINDS))
+@pytest.mark.parametrize("kind", EVERY_KIND)
 def test_two_iterations_add_up_what_every_branch_has_learned(tiny_base: Path, tmp_path: Path, kind: str) -> None:
     root, original = tmp_path / "run", base_of(kind, tiny_base, tmp_path / "base")
     run(recipe(original, tmp_path, KINDS[kind]), root)
@@ -175,7 +178,7 @@ def test_two_iterations_add_up_what_every_branch_has_learned(tiny_base: Path, tm
         export_adapter(root, tmp_path / "adapter")
 
 
-@pytest.mark.parametrize("kind", list(KINDS))
+@pytest.mark.parametrize("kind", EVERY_KIND)
 def test_one_branch_is_what_peft_merges(tiny_base: Path, tmp_path: Path, kind: str) -> None:
     """In fp32, where nothing is rounded on the way, the run's model is PEFT's."""
     base = base_of(kind, tiny_base, tmp_path / "base", torch.float32)
@@ -212,7 +215,9 @@ class _Stopping(RunProgress):
         super().step(label, step, *rest)
 
 
-@pytest.mark.parametrize("kind", ["saved-tied", "tokens", "dora"])
+@pytest.mark.parametrize(
+    "kind", ["tokens", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("saved-tied", "dora"))]
+)
 def test_a_stop_inside_a_branch_changes_nothing_and_damage_is_seen(tiny_base: Path, tmp_path: Path, kind: str) -> None:
     wanted = recipe(tiny_base, tmp_path, KINDS[kind], keep={"bases": "last"})
     run(wanted, tmp_path / "whole")
