@@ -23,6 +23,9 @@ class BamConfig:
         slicing: How the examples are dealt out: "random", "contiguous", "by_dataset" (one group for each data set of
             a mapping `train_dataset`) or "by_column".
         slicing_column: The column that "by_column" groups by.
+        deduplicate: Leave out copies among all training examples: "none", "exact" or "near".
+        contamination: What is done with training examples that hold text of the evaluation or selection sets: "warn",
+            "drop" or "error".
         base: Folder or Hub id of the unmodified weights of a model that is passed loaded.
         tokens: Most training tokens to take of each data set, such as 5_000_000 or "5M"; a stream must have it.
         score_branches: Score every branch too, not only what their merges give.
@@ -40,6 +43,8 @@ class BamConfig:
     replay_share: float | None = None
     slicing: str = "random"
     slicing_column: str | None = None
+    deduplicate: str = "none"
+    contamination: str = "warn"
     base: str | None = None
     tokens: int | str | None = None
     score_branches: bool = True

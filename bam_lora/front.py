@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from bam_lora.base import Loading, load_model, load_tokenizer
 from bam_lora.branch import MakeTrainer
+from bam_lora.contamination import HeldOutSet
 from bam_lora.evaluate import EvaluationSet
 from bam_lora.packing import load_rows
 from bam_lora.plan import BranchPlan, SlicePlan, epoch_steps, warmup_steps
@@ -17,8 +18,11 @@ from bam_lora.scoring import SetSource, read_set
 from bam_lora.scoring_sets import scoring_load, training_load
 from bam_lora.sft_branch import SftBranch, adapter_config
 
-PreparePart = Callable[[Path, str], dict[str, Any]]
-"""Makes the data of a run at a folder, under a key, or finds it there; gives its facts, as `data.prepare` does."""
+PreparePart = Callable[[Path, str, Sequence[HeldOutSet]], dict[str, Any]]
+"""Makes the data of a run at a folder, under a key, or finds it there; gives its facts, as `data.prepare` does.
+
+It is searched for the text of the held-out sets.
+"""
 
 
 class Front:

@@ -98,7 +98,10 @@ def _prepare_part(
     template = [template_digest(tokenizer)] if has_chat(recipe) else []
     key = digest(["data", recipe_key(recipe), tokenizer_digest(tokenizer), name, *template])
     if front.prepare_part is not None:
-        return {"part": name, **front.prepare_part(directory.data(name), key)}
+        facts = front.prepare_part(directory.data(name), key, held_out)
+        for line in findings(facts) if expected is None else ():
+            progress.say(line)
+        return {"part": name, **facts}
     sources = _training_sources(recipe, earlier)
     if not earlier:  # before hours of tokenising; an extension knows its groups only once it has read on
         require_groups(recipe)

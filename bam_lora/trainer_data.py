@@ -129,7 +129,7 @@ def materialised(one: TrainingSet, tokenise: Any) -> Any:
     import datasets
 
     if isinstance(one.rows, datasets.Dataset):
-        rows = tokenise(one.rows) if len(one.rows) else one.rows
+        rows = tokenise(one.rows) if len(one.rows) else None
     else:
         if one.tokens is None:
             raise UserError.of(
@@ -139,8 +139,10 @@ def materialised(one: TrainingSet, tokenise: Any) -> Any:
                 remedy="Set BamConfig(tokens=...), such as tokens='5M'",
             )
         rows = _drawn(one.rows, int(one.tokens), tokenise)
-    if not len(rows):
-        raise UserError.of(one.name, expected="examples", found="none", remedy="Check the data set")
+    if rows is None or not len(rows):
+        raise UserError.of(
+            one.name, expected="examples", found="none", remedy="Check the data set, and what of it is left out"
+        )
     return rows
 
 
@@ -150,9 +152,11 @@ def _drawn(stream: Any, budget: int, tokenise: Any) -> Any:
     parts, tokens = [], 0
     rows: Iterator[Any] = iter(stream)
     while tokens < budget and (batch := list(itertools.islice(rows, _STREAM_ROWS))):
-        parts.append(tokenise(datasets.Dataset.from_list(batch)))
-        tokens += int(token_counts(parts[-1]).sum())
-    return datasets.concatenate_datasets(parts) if parts else datasets.Dataset.from_list([])
+        part = tokenise(datasets.Dataset.from_list(batch))
+        if part is not None:
+            parts.append(part)
+            tokens += int(token_counts(part).sum())
+    return datasets.concatenate_datasets(parts) if parts else None
 
 
 def token_counts(rows: Any, limit: int | None = None) -> npt.NDArray[np.int64]:
@@ -198,8 +202,8 @@ def examples(rows: Any, pieces: slicing.Pieces, counts: npt.NDArray[np.int64]) -
 
 
 def write_slices(
-    slices: Sequence[Any], facts: Sequence[Mapping[str, Any]], sources: Sequence[Mapping[str, Any]], folder: Path,
-    key: str, started: float,
+    slices: Sequence[Any], facts: Sequence[Mapping[str, Any]], sources: Sequence[Mapping[str, Any]],
+    contamination: Sequence[Mapping[str, Any]], folder: Path, key: str, started: float,
 ) -> dict[str, Any]:  # fmt: skip
     """Writes the slices' examples one after the other and seals them; gives the facts, as `data.prepare` does."""
     with new_folder(folder) as temporary:
@@ -209,7 +213,12 @@ def write_slices(
                 writer.write(rows)
                 described.append({"rows": [position, position + len(rows)], **fact})
                 position += len(rows)
-        body = {"sources": list(sources), "slices": described, "seconds": time.monotonic() - started}
+        body = {
+            "sources": list(sources),
+            "slices": described,
+            "contamination": list(contamination),
+            "seconds": time.monotonic() - started,
+        }
         seal(temporary, key, body)
     return body
 

@@ -51,6 +51,8 @@ def describe_run(
             "sequence_length": max(8, args.max_length or 0) if getattr(args, "max_length", None) else 2048,
             "slicing": bam.slicing,
             "slicing_column": bam.slicing_column,
+            "deduplicate": bam.deduplicate,
+            "contamination": bam.contamination,
         },
         "bam": {
             "slices": bam.slices,

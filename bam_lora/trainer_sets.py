@@ -112,11 +112,12 @@ def named_sets(given: Any, argument: str, documents: int | None, text_field: str
     for name, rows in given.items():
         _require_dataset(f"{argument}[{name!r}]", rows)
         role = "source" if str(name).startswith("source") else "target"
-        found.append(NamedSet(str(name), role, rows, documents, _mode(rows, text_field, formatting)))
+        found.append(NamedSet(str(name), role, rows, documents, mode_of(rows, text_field, formatting)))
     return found
 
 
-def _mode(rows: Any, text_field: str, formatting: Any) -> str | None:
+def mode_of(rows: Any, text_field: str, formatting: Any) -> str | None:
+    """What examples hold: "text", "chat", or None if neither."""
     row: Mapping[str, Any] = next(iter(rows), {})
     if formatting is not None or isinstance(row.get(text_field), str):
         return "text"

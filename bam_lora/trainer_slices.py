@@ -13,10 +13,13 @@ import numpy as np
 import numpy.typing as npt
 
 from bam_lora import slicing
+from bam_lora.contamination import HeldOutSet
 from bam_lora.data import Layout, TrainingSource
 from bam_lora.dealing import deal_sources
 from bam_lora.errors import UserError
 from bam_lora.recipe import Recipe
+from bam_lora.screening import screening_of
+from bam_lora.sieve import Sieve
 from bam_lora.slice_groups import GROUPED
 from bam_lora.sources import TextSource
 from bam_lora.trainer_data import (
@@ -28,7 +31,8 @@ from bam_lora.trainer_data import (
     token_counts,
     write_slices,
 )
-from bam_lora.trainer_sets import TrainingSet
+from bam_lora.trainer_screen import ExampleScreen
+from bam_lora.trainer_sets import TrainingSet, mode_of
 
 
 @dataclass(frozen=True)
@@ -46,19 +50,21 @@ class TrainerData:
     recipe: Recipe
     preparation: TrlPreparation | None
 
-    def __call__(self, folder: Path, key: str) -> dict[str, Any]:
+    def __call__(self, folder: Path, key: str, held_out: Sequence[HeldOutSet] = ()) -> dict[str, Any]:
         """Makes the slices at a folder, or finds them there; gives the facts, as `data.prepare` does."""
         done = found(folder, key)
         if done is not None:
             return done
         started = time.monotonic()
         rows, counts, sources, groups = [], [], [], []
+        sieve = Sieve(screening_of(self.recipe, held_out, []))
         for one in self.sets:
-            taken = self._examples(one)
+            screen = self._screen(one, sieve)
+            taken = self._examples(one, screen)
             rows.append(taken if self.preparation is None else taken.select_columns(["input_ids", "labels"]))
             counts.append(self._counts(taken))
             groups.append(self._groups(one, taken))
-            sources.append(self._source_facts(one, taken, counts[-1]))
+            sources.append({**self._source_facts(one, taken, counts[-1]), **screen.facts()})
         dealt, used, names = self._deal(counts, groups)
         slices = [self._slice(rows, counts, target, replay) for target, replay in dealt]
         facts: list[dict[str, Any]] = [
@@ -75,12 +81,24 @@ class TrainerData:
                 fact["dropped_tokens"] = fact["target_tokens"] + fact["replay_tokens"] - kept
         for source, amount in zip(sources, used, strict=True):
             source["used_tokens"] = amount
-        return write_slices(slices, facts, sources, folder, key, started)
+        return write_slices(slices, facts, sources, sieve.contamination(), folder, key, started)
 
-    def _examples(self, one: TrainingSet) -> Any:
-        if self.preparation is not None:
-            return materialised(one, self.preparation.tokenised)
-        return materialised(one, lambda rows: rows)
+    def _screen(self, one: TrainingSet, sieve: Sieve) -> ExampleScreen:
+        if self.preparation is None:
+            return ExampleScreen(one.name, sieve, None, "", None)
+        field, formatting = self.preparation.args.dataset_text_field, self.preparation.formatting_func
+        return ExampleScreen(one.name, sieve, mode_of(one.rows, field, formatting), field, formatting)
+
+    def _examples(self, one: TrainingSet, screen: ExampleScreen) -> Any:
+        preparation = self.preparation
+        if preparation is None:
+            return materialised(one, lambda rows: rows)
+
+        def tokenise(rows: Any) -> Any:
+            left = screen.kept(rows)
+            return preparation.tokenised(left) if len(left) else None
+
+        return materialised(one, tokenise)
 
     def _counts(self, rows: Any) -> npt.NDArray[np.int64]:
         if self.preparation is None:

@@ -537,3 +537,23 @@ def test_examples_without_text_are_evaluated_by_their_loss(tmp_path: Path, tiny_
     )  # fmt: skip
     assert "eval_target_bits_per_byte" not in trainer.train().metrics
     assert trainer.evaluate().keys() >= {"eval_target_loss"}
+
+
+def test_copies_and_evaluation_text_are_found(tmp_path: Path, tiny_base: Path, capsys: Any) -> None:
+    doubled = rows(GERMAN + GERMAN[:5])
+    given: dict[str, Any] = {"train_dataset": doubled, "replay_dataset": None, "eval_dataset": rows(GERMAN[::9])}
+    trainer = bam_trainer(tmp_path / "warned", tiny_base, bam=BamConfig(slices=2), **given)
+    trainer.train()
+    assert "8 of 8 documents of evaluation set 'target' were found in the training sources" in capsys.readouterr().err
+    bam = BamConfig(slices=2, deduplicate="exact", contamination="drop")
+    trainer = bam_trainer(tmp_path / "dropped", tiny_base, bam=bam, **given)
+    trainer.train()
+    plan = read_record(trainer.directory.plan)
+    assert plan is not None
+    (source,) = plan["data"]["sources"]
+    assert source["rows"] == len(GERMAN) + 5
+    assert source["documents"] == source["rows"] - sum(source["dropped"].values())
+    assert source["dropped"]["contaminated"] >= 9  # the eight, a copy of one, and what is like them
+    assert 1 <= source["dropped"]["duplicate"] <= 4
+    with pytest.raises(UserError, match="evaluation set 'target'"):
+        bam_trainer(tmp_path / "error", tiny_base, bam=BamConfig(slices=2, contamination="error"), **given).train()
