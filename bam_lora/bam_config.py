@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from bam_lora.errors import UserError
+
 
 @dataclass(frozen=True)
 class BamConfig:
@@ -51,6 +53,22 @@ class BamConfig:
     documents: int | None = None
     samples: Sequence[str] = ()
     keep: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, given: BamConfig | Mapping[str, Any] | None) -> BamConfig:
+        """It from what a `BamTrainer` takes as `bam`.
+
+        Raises:
+            UserError: If that is something else, such as the collator that is `SFTTrainer`'s third argument.
+        """
+        if given is None or isinstance(given, Mapping):
+            return cls(**(given or {}))
+        if not isinstance(given, cls):
+            raise UserError.of(
+                "bam", expected="a BamConfig", found=type(given).__name__,
+                remedy="Pass bam=BamConfig(slices=..., branches=...), and what else there is by its name",
+            )  # fmt: skip
+        return given
 
     def merge_section(self) -> dict[str, Any]:
         """`bam.merge` of the recipe."""

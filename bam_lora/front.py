@@ -57,6 +57,10 @@ class Front:
         """The `LoraConfig` of the branches."""
         return adapter_config(self.lora.arguments())
 
+    def warmup_steps(self, branch: BranchPlan) -> float:
+        """Warm-up of a branch, in steps; raises a UserError if it takes the whole branch."""
+        return warmup_steps(self.recipe.training.warmup_steps, branch)
+
     def trainer(self, directory: RunDirectory, tokenizer: Any, branch: BranchPlan) -> MakeTrainer:
         """What makes the trainer of a branch."""
         recipe = self.recipe
@@ -67,7 +71,7 @@ class Front:
             adapter=self.lora.arguments(),
             arguments={
                 **recipe.training.sft_arguments(),
-                "warmup_steps": warmup_steps(recipe.training.warmup_steps, branch),
+                "warmup_steps": self.warmup_steps(branch),
             },
             steps=branch.steps,
             seed=branch.seed,

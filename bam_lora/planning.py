@@ -13,7 +13,7 @@ from bam_lora.front import Front
 from bam_lora.language_samples import compare_languages
 from bam_lora.merge_weights import resolve_weights
 from bam_lora.module_weights import resolve_by_module
-from bam_lora.plan import Plan, SlicePlan, derive_seed, describe_merge, make_plan, warmup_steps
+from bam_lora.plan import Plan, SlicePlan, derive_seed, describe_merge, make_plan
 from bam_lora.progress import RunProgress
 from bam_lora.recipe import Recipe, Source
 from bam_lora.recipe_chat import has_chat
@@ -65,7 +65,7 @@ def settle_plan(
         for one in part["slices"]
     ]
     plan = make_plan(recipe, slices, base_key=base_key, earlier=earlier, count=front.epoch_steps)
-    _require_sense(recipe, plan)
+    _require_sense(plan, front)
     parts = [*parts, part]
     write_record(directory.root / "data" / "facts.json", part["part"], {"seconds": sum(p["seconds"] for p in parts)})
     body = {**plan.to_json(), "recipe": recipe_key(recipe), "threads": threads, "parts": parts}
@@ -74,14 +74,14 @@ def settle_plan(
     return plan
 
 
-def _require_sense(recipe: Recipe, plan: Plan) -> None:
+def _require_sense(plan: Plan, front: Front) -> None:
     """Raises a UserError for what would only fail after hours of training, while the recipe can still be changed."""
     for iteration in plan.iterations:
         merge = iteration.merge
         resolve_weights(merge["weights"], len(iteration.branches), iteration.tokens, merge["scale"])
         resolve_by_module(merge["weights_by_module"], len(iteration.branches), iteration.tokens, merge["scale"])
     for branch in plan.all_branches():
-        warmup_steps(recipe.training.warmup_steps, branch)
+        front.warmup_steps(branch)
 
 
 def _prepare_part(

@@ -35,6 +35,7 @@ from bam_lora.trainer_recipe import describe_run
 from bam_lora.trainer_result import copy_result, upload, write_card
 from bam_lora.trainer_sets import named_sets, training_sets
 from bam_lora.trainer_slices import TrainerData
+from bam_lora.trainer_words import script_words
 from bam_lora.views import branch_view
 
 
@@ -90,9 +91,9 @@ class BamTrainer:
     ) -> None:
         from trl import SFTTrainer
 
-        self.bam = bam if isinstance(bam, BamConfig) else BamConfig(**(bam or {}))
+        self.bam = BamConfig.of(bam)
         self.args = default_arguments(args, model, trainer_cls)
-        require_sense(self.args, others)
+        require_sense(self.args, others, trainer_cls or SFTTrainer)
         if train_dataset is None:
             raise UserError.of("train_dataset", expected="a data set", found="none", remedy="Pass one")
         self._model = ModelSource.of(model, self.args, quantization_config, self.bam.base)
@@ -159,7 +160,7 @@ class BamTrainer:
         self.state.log_history, self.state.global_step = [], 0
         finished = is_finished(self.directory)
         self._loaded = None  # its memory is wanted
-        with restored_libraries():
+        with restored_libraries(), script_words():
             report = run(self.recipe, self.args.output_dir, front=front)
         plan = self._plan()
         if finished:

@@ -73,25 +73,13 @@ class TrainerBranch:
         args.seed = self.plan.seed
         args.save_steps = share(args.save_steps, self.branches)
         args.eval_steps = share(args.eval_steps, self.branches)
-        args.warmup_steps = self._warmup(args.warmup_steps)
+        args.warmup_steps = warmup_share(args.warmup_steps, self.branches, self.plan)
         args.run_name = branch_name(args, self.plan.iteration, self.plan.branch)
         args.disable_tqdm = True  # the run has one display for all its branches
         args.push_to_hub = False  # the result is, not its parts
         if self.parts.prepared:
             _take_as_prepared(args)
         return args
-
-    def _warmup(self, wanted: float) -> float:
-        """The branch's share of the warm-up; a share of the steps stays what it is."""
-        steps = share(wanted, self.branches) or 0
-        if steps >= self.plan.steps and steps >= 1:
-            raise UserError.of(
-                "args.warmup_steps",
-                expected=f"fewer than the {self.plan.steps} steps of a branch, once shared out over {self.branches}",
-                found=str(wanted),
-                remedy="Lower it; below 1 it is a share of each branch's steps",
-            )
-        return steps
 
     @contextlib.contextmanager
     def _tracker_names(self) -> Iterator[None]:
@@ -154,6 +142,23 @@ def share(value: float | None, branches: int) -> float | None:
     if value is None or value < 1:
         return value
     return max(1, math.ceil(value / branches))
+
+
+def warmup_share(wanted: float, branches: int, plan: BranchPlan) -> float:
+    """A branch's share of the warm-up of the whole run; a share of the steps stays what it is.
+
+    Raises:
+        UserError: If it takes the whole branch.
+    """
+    steps = share(wanted, branches) or 0
+    if steps >= plan.steps and steps >= 1:
+        raise UserError.of(
+            "args.warmup_steps",
+            expected=f"fewer than the {plan.steps} steps of a branch, once shared out over {branches}",
+            found=str(wanted),
+            remedy="Lower it; below 1 it is a share of each branch's steps",
+        )
+    return steps
 
 
 def group_name(args: Any) -> str:

@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from bam_lora import slicing
 from bam_lora.chat import answers_only
+from bam_lora.chat_rows import MESSAGE_COLUMNS
 from bam_lora.errors import UserError
 from bam_lora.packing import ROWS
 from bam_lora.store import new_folder, seal, verify
@@ -38,6 +39,18 @@ class TrlPreparation:
     args: Any
     processing_class: Any
     formatting_func: Any
+
+    def require_columns(self, one: TrainingSet) -> None:
+        """Refuses examples that TRL finds no text in, which it would only say with a KeyError."""
+        columns = list(next(iter(one.rows), {}))
+        wanted = {self.args.dataset_text_field, *MESSAGE_COLUMNS, "prompt", "input_ids"}
+        if self.formatting_func is None and columns and not wanted & set(columns):
+            raise UserError.of(
+                one.name,
+                expected=f"a column {self.args.dataset_text_field!r}, or 'messages', or 'prompt' and 'completion'",
+                found=f"columns {', '.join(columns)}",
+                remedy="Name the one with the text in args.dataset_text_field, or pass formatting_func",
+            )
 
     def tokenised(self, rows: Any) -> Any:
         """Examples as `input_ids` and `labels`, whole, in their order; other columns stay.

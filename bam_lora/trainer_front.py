@@ -20,7 +20,7 @@ from bam_lora.plan import BranchPlan, SlicePlan, epoch_steps
 from bam_lora.recipe import Recipe
 from bam_lora.rundir import RunDirectory
 from bam_lora.scoring import SetSource
-from bam_lora.trainer_branch import TrainerBranch, TrainerParts
+from bam_lora.trainer_branch import TrainerBranch, TrainerParts, warmup_share
 from bam_lora.trainer_events import RunLog, finish_trackers, log_lines, tell
 from bam_lora.trainer_models import ModelSource, TrainerLoading
 from bam_lora.trainer_sets import NamedSet, read_named
@@ -81,6 +81,10 @@ class TrainerFront(Front):
     def adapter_config(self) -> Any:
         """The caller's."""
         return copy.deepcopy(self._parts.peft_config)
+
+    def warmup_steps(self, branch: BranchPlan) -> float:
+        """The branch's share of what the caller's arguments say for the whole run."""
+        return warmup_share(self._parts.args.warmup_steps, self.recipe.slices, branch)
 
     def trainer(self, directory: RunDirectory, tokenizer: Any, branch: BranchPlan) -> MakeTrainer:
         """The caller's trainer class on the branch's rows."""

@@ -35,6 +35,11 @@ def default_arguments(args: Any, model: Any, trainer_cls: Any) -> Any:
         values = args.to_dict()
         values["hub_token"] = args.hub_token  # to_dict hides it
         return SFTConfig(**values)
+    if not isinstance(args, TrainingArguments):
+        raise UserError.of(
+            "args", expected="an SFTConfig, or the arguments of trainer_cls", found=type(args).__name__,
+            remedy="Pass args=SFTConfig(...)",
+        )  # fmt: skip
     return args
 
 

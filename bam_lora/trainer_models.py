@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import inspect
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -134,12 +136,20 @@ def _words(value: Any) -> Any:
     return getattr(value, "__qualname__", None) or str(value)
 
 
-def require_sense(args: Any, others: Mapping[str, Any]) -> None:
+def require_sense(args: Any, others: Mapping[str, Any], trainer_cls: Any) -> None:
     """Refuses what a branch cannot be trained with in this version.
 
     Raises:
         UserError: Naming the argument.
     """
+    known = inspect.signature(trainer_cls).parameters
+    if not any(one.kind is one.VAR_KEYWORD for one in known.values()):
+        for name in others.keys() - known.keys():
+            near = difflib.get_close_matches(name, [*known, "bam", "replay_dataset", "selection_dataset"], 1)
+            raise UserError.of(
+                name, expected=f"an argument of BamTrainer or {trainer_cls.__name__}", found="an unknown one",
+                remedy=f"Perhaps {near[0]} is meant" if near else "Leave it out",
+            )  # fmt: skip
     if "optimizers" in others:
         raise UserError.of(
             "optimizers", expected="args.optim or optimizer_cls_and_kwargs: every branch needs a new optimizer",

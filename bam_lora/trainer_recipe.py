@@ -15,6 +15,7 @@ from bam_lora.store import digest
 from bam_lora.trainer_inputs import source_hash
 from bam_lora.trainer_models import ModelSource, TrainerLoading
 from bam_lora.trainer_sets import NamedSet, TrainingSet
+from bam_lora.trainer_words import script_words
 
 # Fields of the trainer's arguments that change nothing in what is trained, or that the recipe has in its own words.
 _SILENT = (
@@ -82,7 +83,8 @@ def describe_run(
             "chat_template": digest(getattr(processing, "chat_template", None)),
         },
     }  # fmt: skip
-    return recipe_from_dict(values)
+    with script_words():
+        return recipe_from_dict(values)
 
 
 def plain(value: Any) -> Any:

@@ -84,9 +84,16 @@ def training_sets(given: Any, role: str, tokens: int | str | None) -> list[Train
     Raises:
         UserError: If it is something else.
     """
+    import datasets
+
     argument = "train_dataset" if role == "target" else "replay_dataset"
     if given is None:
         return []
+    if isinstance(given, datasets.DatasetDict | datasets.IterableDatasetDict):
+        raise UserError.of(
+            argument, expected="one data set: all of a mapping's are trained on", found=f"splits {', '.join(given)}",
+            remedy=f"Pass one, such as dataset[{str(next(iter(given), 'train'))!r}]; or dict(dataset), if you mean all",
+        )  # fmt: skip
     if isinstance(given, Mapping):
         named = [(f"{argument}.{name}", rows) for name, rows in given.items()]
     elif isinstance(given, list | tuple):

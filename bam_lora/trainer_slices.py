@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -58,9 +58,10 @@ class TrainerData:
         started = time.monotonic()
         rows, counts, sources, groups = [], [], [], []
         sieve = Sieve(screening_of(self.recipe, held_out, []))
-        for one in self.sets:
+        given = [*self.recipe.data.target, *self.recipe.data.replay]  # the recipe knows what "5M" is
+        for one, listed in zip(self.sets, given, strict=True):
             screen = self._screen(one, sieve)
-            taken = self._examples(one, screen)
+            taken = self._examples(replace(one, tokens=listed.tokens), screen)
             rows.append(taken if self.preparation is None else taken.select_columns(["input_ids", "labels"]))
             counts.append(self._counts(taken))
             groups.append(self._groups(one, taken))
@@ -93,6 +94,7 @@ class TrainerData:
         preparation = self.preparation
         if preparation is None:
             return materialised(one, lambda rows: rows)
+        preparation.require_columns(one)
 
         def tokenise(rows: Any) -> Any:
             left = screen.kept(rows)
