@@ -5,8 +5,8 @@
 One script (script.py), once with `SFTTrainer` and once with `BamTrainer`, each a whole process, in turn, round after
 round, the one that goes first changing. Plain is: load the base in NF4, tokenise, pack, train, save the adapter; ours
 ends with the merged and folded model, its report and its card. Time is from the start of the process to its end, and,
-as a second number, from the end of the imports to the result on disk. The ratio is the median over rounds of the ratio
-within a round.
+as others, from the end of the imports to the result on disk, and of the processor. The ratio is the median over rounds
+of the ratio within a round.
 
 500 k tokens of German on the 8 M base; the random 100 M base takes them too with `--full` (an hour a process on two
 cores), else 64 k. From those the ratio at 500 k is estimated: steps and data are taken to grow with the tokens, all
@@ -19,6 +19,7 @@ import argparse
 import datetime
 import json
 import os
+import resource
 import shutil
 import statistics
 import subprocess
@@ -110,7 +111,7 @@ def measured(name: str, data: Path, options: argparse.Namespace) -> dict[str, An
         rounds.append({**entry, "load": os.getloadavg()[0]})
         print(f"{name}, round {number + 1}: " + ", ".join(f"{way} {entry[way]['seconds']:.1f} s" for way in WAYS))
     factor = WHOLE_TOKENS / tokens
-    ratios = {key: ratio(rounds, key) for key in ("seconds", "seconds_after_imports")}
+    ratios = {key: ratio(rounds, key) for key in ("seconds", "seconds_after_imports", "cpu_seconds")}
     whole = [scaled(one["bam"]["stages"], factor) / scaled(one["plain"]["stages"], factor) for one in rounds]
     return {
         "parameters": parameters(base),
@@ -137,7 +138,7 @@ def attempt(way: str, settings: dict[str, Any], options: argparse.Namespace) -> 
     environ = {**os.environ, "OMP_NUM_THREADS": threads, "OMP_WAIT_POLICY": "PASSIVE", "PYTHONPATH": str(ROOT)}
     os.sync()
     command = [sys.executable, str(HERE / "script.py"), way, str(file), str(output)]
-    started = time.perf_counter()
+    started, busy = time.perf_counter(), cpu_seconds()
     done = subprocess.run(command, env=environ, capture_output=True, text=True)
     seconds = time.perf_counter() - started
     if done.returncode:
@@ -146,7 +147,14 @@ def attempt(way: str, settings: dict[str, Any], options: argparse.Namespace) -> 
     passed = said["passed"]
     stages = bam_stages(seconds, passed, output) if way == "bam" else plain_stages(seconds, passed)
     after = passed["saved"] - passed["imports"]
-    return {"seconds": seconds, "seconds_after_imports": after, "steps": said["steps"], "stages": stages}
+    times = {"seconds": seconds, "seconds_after_imports": after, "cpu_seconds": cpu_seconds() - busy}
+    return {**times, "steps": said["steps"], "stages": stages}
+
+
+def cpu_seconds() -> float:
+    """Processor time of the processes that this one has waited for: steadier on a machine that others use, too."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def ratio(rounds: list[dict[str, Any]], key: str) -> dict[str, Any]:
@@ -167,7 +175,8 @@ def table(results: dict[str, Any]) -> str:
             "",
             f"{name}: {size['parameters']:,} parameters, {size['tokens']:,} tokens, {len(size['rounds'])} rounds",
             f"bam / plain: {size['ratio']['seconds']['median']:.3f} whole processes, "
-            f"{size['ratio']['seconds_after_imports']['median']:.3f} after imports"
+            f"{size['ratio']['seconds_after_imports']['median']:.3f} after imports, "
+            f"{size['ratio']['cpu_seconds']['median']:.3f} in processor time"
             + (f", {estimate['median']:.3f} estimated at 500 k tokens" if estimate else ""),
             "",
             "| stage | plain, s | bam, s |",
