@@ -272,7 +272,7 @@ class BamTrainer:
         """Copies the result, a Hugging Face model folder, to `output_dir`; None leaves it in the run's `model/`.
 
         Raises:
-            UserError: If the run is not finished, or something is in the folder.
+            UserError: If the run is not finished.
         """
         copy_result(self.directory, output_dir or self.directory.model)
 

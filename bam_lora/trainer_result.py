@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from bam_lora.errors import UserError
 from bam_lora.loop import is_finished
 from bam_lora.report import collect, model_card
 from bam_lora.rundir import RunDirectory
-from bam_lora.store import MANIFEST, new_folder, verify, write_text
+from bam_lora.store import MANIFEST, verify, write_text
 
 _FRONT_MATTER = re.compile(r"\A---\n(.*?)\n---\n", re.DOTALL)
 
@@ -31,18 +32,27 @@ def result_folder(directory: RunDirectory) -> Path:
 
 
 def copy_result(directory: RunDirectory, output: str | Path) -> None:
-    """Copies the finished model to a new folder.
+    """Copies the finished model to a folder; files of the same names are replaced, as `save_model` does elsewhere.
 
     Raises:
-        UserError: If there is no result, or something is in the folder.
+        UserError: If there is no result, or the path is no folder.
     """
     source, target = result_folder(directory), Path(output).expanduser().resolve()
     if target == source:
         return
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise UserError.of(str(target), expected="a new or empty folder", found="files", remedy="Choose another")
-    with new_folder(target) as folder:
-        shutil.copytree(source, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST))
+    if target.exists() and not target.is_dir():
+        raise UserError.of(str(target), expected="a folder", found="a file", remedy="Choose another")
+    target.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target, prefix=".tmp-") as place:  # whole before it takes another's place
+        staged = Path(place) / "model"
+        shutil.copytree(source, staged, ignore=shutil.ignore_patterns(MANIFEST))
+        files = sorted(
+            (path for path in staged.rglob("*") if path.is_file()), key=lambda path: path.name == "config.json"
+        )
+        for path in files:
+            place_of = target / path.relative_to(staged)
+            place_of.parent.mkdir(parents=True, exist_ok=True)
+            path.replace(place_of)
 
 
 def write_card(directory: RunDirectory, details: Mapping[str, Any]) -> None:

@@ -202,8 +202,10 @@ def test_the_result_is_a_plain_model(
         model.model.layers[0].mlp.down_proj.weight,
         AutoModelForCausalLM.from_pretrained(tiny_base).model.layers[0].mlp.down_proj.weight,
     )
-    with pytest.raises(UserError, match="new or empty folder"):
-        trainer.save_model(tmp_path / "out")
+    (tmp_path / "out" / "model.safetensors").write_bytes(b"of an earlier run")
+    trainer.save_model(tmp_path / "out")
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "out").num_parameters() == model.num_parameters()
+    assert not list((tmp_path / "out").glob(".tmp-*"))
     trainer.create_model_card(license="mit")
     assert "license: mit" in (trainer.directory.model / "README.md").read_text()
 

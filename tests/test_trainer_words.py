@@ -21,7 +21,7 @@ def test_mistakes_are_told_in_the_words_of_a_script(tmp_path: Path, tiny_base: P
         ({}, {"bam": default_data_collator}, r"bam: expected a BamConfig, found function"),
         ({}, {"replay_datasets": rows(ENGLISH)}, "replay_datasets: .* Perhaps replay_dataset is meant"),
         ({}, {"tokenizer": None}, "tokenizer: expected an argument of BamTrainer or SFTTrainer"),
-        ({}, {"train_dataset": Dataset.from_dict({"body": GERMAN})}, r"found columns body\. .* dataset_text_field"),
+        ({}, {"train_dataset": Dataset.from_dict({"body": GERMAN})}, r"found columns body\. .*dataset_text_field"),
         ({}, {"bam": BamConfig(slices=500)}, r"train_dataset: expected enough text .* or fewer BamConfig\(slices\)"),
         ({}, {"bam": BamConfig(merge="linar")}, r"^BamConfig\(merge\): expected linear"),
         ({}, {"bam": BamConfig(weights="learned")}, r"selection_dataset\['target'\]: .* not in eval_dataset"),
