@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from bam_lora.errors import UserError
@@ -59,9 +60,17 @@ class BamConfig:
         """It from what a `BamTrainer` takes as `bam`.
 
         Raises:
-            UserError: If that is something else, such as the collator that is `SFTTrainer`'s third argument.
+            UserError: If that is something else, such as the collator that is `SFTTrainer`'s third argument, or has
+                other keys.
         """
         if given is None or isinstance(given, Mapping):
+            names = [one.name for one in fields(cls)]
+            for name in (given or {}).keys() - set(names):
+                near = difflib.get_close_matches(str(name), names, n=1)
+                raise UserError.of(
+                    f"bam, key {name!r}", expected=f"one of {', '.join(names)}", found="no such key",
+                    remedy=f"Write {near[0]!r}" if near else "Leave it out",
+                )  # fmt: skip
             return cls(**(given or {}))
         if not isinstance(given, cls):
             raise UserError.of(

@@ -155,8 +155,8 @@ def context_length(folder: Path) -> int | None:
     return int(length) if length else None
 
 
-def require_fitting_base(name: str, folder: Path, tokenizer: Any, sequence_length: int) -> None:
-    """Checks what training needs of a base.
+def require_fitting_base(name: str, folder: Path, tokenizer: Any, sequence_length: int | None) -> None:
+    """Checks what training needs of a base; None: sequences have no fixed length.
 
     Raises:
         UserError: If its tokenizer has no EOS token, or sequences would be longer than its context.
@@ -169,7 +169,7 @@ def require_fitting_base(name: str, folder: Path, tokenizer: Any, sequence_lengt
             remedy="Set `eos_token` in its tokenizer_config.json",
         )
     limit = context_length(folder)
-    if limit is not None and sequence_length > limit:
+    if limit is not None and sequence_length is not None and sequence_length > limit:
         raise UserError.of(
             "data.sequence_length",
             expected=f"at most {limit}, the base's context length",

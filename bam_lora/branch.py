@@ -117,16 +117,18 @@ def train_branch(
     initial = loftq.begin(trainer.model, folder / INITIAL, fresh=checkpoint is None) if job.loftq else {}
     with _clear_when_full(folder), no_input_casting(trainer):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    if trainer.state.global_step < job.steps:
+    steps = trainer.state.global_step
+    if steps < job.steps and stop:
         raise Interrupted(stop.signal_name)
+    assert 0 < steps <= trainer.state.max_steps == job.steps, steps  # fewer: a callback of the caller's ended it
     with _clear_when_full(folder):
         _save_adapter(trainer.model, folder / ADAPTER, job, initial)
     facts = {
         "seconds": seconds_before + time.monotonic() - started,
         "setup_seconds": watch.setup_seconds,
         "checkpoint_seconds": watch.checkpoint_seconds,
-        "steps": job.steps,
-        "tokens": job.tokens,
+        "steps": steps,
+        "tokens": round(job.tokens * steps / job.steps),
         "loss_first": metrics.losses[0] if metrics.losses else None,
         "loss_last": metrics.losses[-1] if metrics.losses else None,
         "adapter_parameters": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),

@@ -31,6 +31,7 @@ from bam_lora.quiet import quiet_libraries
 from bam_lora.recipe import EvaluationSource, Recipe, Source
 from bam_lora.recipe_chat import has_chat
 from bam_lora.rehearsal import require_mergeable
+from bam_lora.rundir import require_own
 from bam_lora.slice_groups import ColumnValues
 from bam_lora.sources import open_source, read_rows, read_texts, text_source
 from bam_lora.store import require_space
@@ -53,6 +54,7 @@ def check_recipe(recipe: Recipe) -> str:
     Raises:
         UserError: If the run could not work: base or data missing, no EOS, sequences beyond the base's context.
     """
+    require_own(recipe, recipe.output)
     quiet_libraries()
     folder = _base_folder(recipe)
     tokenizer = load_tokenizer(folder)

@@ -42,6 +42,7 @@ from bam_lora.rundir import (
     locked,
     note_attention,
     recipe_key,
+    require_own,
 )
 from bam_lora.scoring_sets import check_selection, selection_windows
 from bam_lora.screening import held_out_sets
@@ -85,13 +86,8 @@ def run(
         UserError: If anything the user can put right is wrong.
         Interrupted: After Ctrl-C or SIGTERM; the run directory can be resumed.
     """
-    if recipe.script is not None and front is None:
-        raise UserError.of(
-            str(output or recipe.output),
-            expected="a recipe of the user's own",
-            found="one that BamTrainer wrote",
-            remedy="Run the script again that made it; its train() goes on with the run",
-        )
+    if front is None:
+        require_own(recipe, output or recipe.output)
     quiet()
     use_one_gpu()
     root = Path(output or recipe.output).expanduser().resolve()
@@ -161,7 +157,8 @@ def _prepare(
     note = settle_template(tokenizer, recipe.data.chat_template) if own and has_chat(recipe) else None
     if note:
         progress.say(note)
-    require_fitting_base(recipe.base, start, tokenizer, recipe.data.sequence_length)
+    # A script's `max_length` only cuts what is longer, and may well be more than the context.
+    require_fitting_base(recipe.base, start, tokenizer, recipe.data.sequence_length if own else None)
     if own:  # else they are PEFT's to find
         require_targets(start, recipe.lora.target_modules)
     require_patterns(start, recipe.lora.target_modules, recipe.bam.merge.weights_by_module)

@@ -208,6 +208,21 @@ def check_recipe_of(directory: RunDirectory, recipe: Recipe, *, extend: bool, fi
         )
 
 
+def require_own(recipe: Recipe, output: str | Path) -> None:
+    """Refuses the recipe of a `BamTrainer`'s run where its script would be needed.
+
+    Raises:
+        UserError: If it is one.
+    """
+    if recipe.script is not None:
+        raise UserError.of(
+            str(output),
+            expected="a recipe of the user's own",
+            found="one that BamTrainer wrote",
+            remedy="Run the script again that made it; its train() goes on with the run",
+        )
+
+
 def fix_threads(directory: RunDirectory) -> int:
     """Uses as many threads as the first session did: on a CPU their number changes the last bits of a result."""
     import torch

@@ -16,13 +16,13 @@ from bam_lora.loop import is_finished, run
 from bam_lora.plan import Plan
 from bam_lora.quiet import restored_libraries
 from bam_lora.recipe import Recipe
-from bam_lora.rundir import RunDirectory
 from bam_lora.store import read_record
-from bam_lora.trainer_branch import TrainerParts, evaluation_trainer
+from bam_lora.trainer_branch import TrainerParts, evaluation_trainer, tracker_group
 from bam_lora.trainer_data import TrlPreparation, prepared_sets
 from bam_lora.trainer_events import log_merged
 from bam_lora.trainer_front import TrainerFront, score_figures
 from bam_lora.trainer_inputs import (
+    check_resume,
     default_arguments,
     default_peft,
     find_processing_class,
@@ -32,14 +32,14 @@ from bam_lora.trainer_inputs import (
 )
 from bam_lora.trainer_models import ModelSource, compute_dtype, require_sense
 from bam_lora.trainer_recipe import describe_run
-from bam_lora.trainer_result import copy_result, upload, write_card
-from bam_lora.trainer_sets import named_sets, training_sets
+from bam_lora.trainer_result import ResultMethods
+from bam_lora.trainer_sets import named_sets, read_stream, training_sets
 from bam_lora.trainer_slices import TrainerData
 from bam_lora.trainer_words import script_words
 from bam_lora.views import branch_view
 
 
-class BamTrainer:
+class BamTrainer(ResultMethods):
     """Trains by Branch-and-Merge with the arguments of TRL's `SFTTrainer`.
 
     Every branch is trained by an `SFTTrainer` (or `trainer_cls`) with these very arguments on its own slice of the
@@ -136,11 +136,6 @@ class BamTrainer:
             selection=self._selection,
         )
 
-    @property
-    def directory(self) -> RunDirectory:
-        """The run directory: `args.output_dir`."""
-        return RunDirectory(Path(self.args.output_dir).expanduser().resolve())
-
     def train(self, resume_from_checkpoint: str | bool | None = None) -> TrainOutput:
         """Trains, merges and folds until the slices are used up, or goes on with what the run directory holds.
 
@@ -155,13 +150,23 @@ class BamTrainer:
             UserError: If anything the user can put right is wrong.
             Interrupted: After Ctrl-C or SIGTERM; calling it again goes on.
         """
-        self._check_resume(resume_from_checkpoint)
+        check_resume(self.directory, resume_from_checkpoint)
         front = self._front()
         self.state.log_history, self.state.global_step = [], 0
         finished = is_finished(self.directory)
         self._loaded = None  # its memory is wanted
-        with restored_libraries(), script_words():
+        with restored_libraries(), script_words(), tracker_group(self.args), self._model.lent():
             report = run(self.recipe, self.args.output_dir, front=front)
+            self._log_run(front, finished)
+        if self.args.push_to_hub:
+            self.push_to_hub()
+        losses = [entry["loss"] for entry in self.state.log_history if "loss" in entry]
+        metrics = {**(front.points[-1][1] if front.points else {}), "train_runtime": report["cost"]["wall_seconds"]}
+        self.state.log_history.append({**metrics, "step": self.state.global_step})
+        return TrainOutput(self.state.global_step, sum(losses) / len(losses) if losses else float("nan"), metrics)
+
+    def _log_run(self, front: TrainerFront, finished: bool) -> None:
+        """State and trackers of the whole run."""
         plan = self._plan()
         if finished:
             self._take_up(front, plan)
@@ -169,12 +174,6 @@ class BamTrainer:
         self.state.epoch = self.args.num_train_epochs
         base = score_figures(read_record(self.directory.iteration(0) / "eval.json"))
         log_merged(self.args, None, [(0, base), *front.points] if base else [], self.directory.root)
-        if self.args.push_to_hub:
-            self.push_to_hub()
-        losses = [entry["loss"] for entry in self.state.log_history if "loss" in entry]
-        metrics = {**(front.points[-1][1] if front.points else {}), "train_runtime": report["cost"]["wall_seconds"]}
-        self.state.log_history.append({**metrics, "step": self.state.global_step})
-        return TrainOutput(self.state.global_step, sum(losses) / len(losses) if losses else float("nan"), metrics)
 
     def _front(self) -> TrainerFront:
         parts = self._parts(self._branch_evaluation())
@@ -206,24 +205,6 @@ class BamTrainer:
             path = self.directory.iteration(iteration.iteration) / "eval.json"
             front.iteration_end(iteration.iteration, tokens, read_record(path))
 
-    def _check_resume(self, wanted: str | bool | None) -> None:
-        root = self.directory.root
-        there = self.directory.plan.exists()
-        if isinstance(wanted, str | Path) and root not in (Path(wanted).resolve(), *Path(wanted).resolve().parents):
-            raise UserError.of(
-                f"resume_from_checkpoint={wanted!r}", expected=f"the run directory {root}", found="another folder",
-                remedy="Set args.output_dir to the run to go on with",
-            )  # fmt: skip
-        if wanted and not there:
-            raise UserError.of(
-                str(root), expected="a run to go on with", found="none", remedy="Leave out resume_from_checkpoint"
-            )
-        if wanted is False and there:
-            raise UserError.of(
-                str(root), expected="no run, as resume_from_checkpoint is False", found="one",
-                remedy="Leave it out to go on with that run, or choose another args.output_dir",
-            )  # fmt: skip
-
     def _plan(self) -> Plan:
         record = read_record(self.directory.plan)
         assert record is not None
@@ -245,8 +226,10 @@ class BamTrainer:
         sets = {one.name: one.rows for one in self._evaluation} if eval_dataset is None else eval_dataset
         if not sets:
             raise UserError.of("eval_dataset", expected="examples", found="none", remedy="Pass some")
-        with tempfile.TemporaryDirectory() as folder:
-            parts = self._parts(prepared_sets(self._preparation, sets))
+        named = sets if isinstance(sets, Mapping) else {"": sets}
+        held = {name: read_stream(rows) for name, rows in named.items()}
+        with tempfile.TemporaryDirectory() as folder, self._model.lent():
+            parts = self._parts(prepared_sets(self._preparation, held if isinstance(sets, Mapping) else held[""]))
             trainer = evaluation_trainer(parts, branch_view(self.model), Path(folder), one_example(self._sets[0].rows))
             metrics = dict(trainer.evaluate(metric_key_prefix=metric_key_prefix))
         if eval_dataset is None:
@@ -267,19 +250,3 @@ class BamTrainer:
     def add_callback(self, callback: Any) -> None:
         """Adds a callback, an instance or a class, for the branches still to be trained."""
         self.callbacks.append(callback() if isinstance(callback, type) else callback)
-
-    def save_model(self, output_dir: str | Path | None = None) -> None:
-        """Copies the result, a Hugging Face model folder, to `output_dir`; None leaves it in the run's `model/`.
-
-        Raises:
-            UserError: If the run is not finished.
-        """
-        copy_result(self.directory, output_dir or self.directory.model)
-
-    def create_model_card(self, **details: Any) -> None:
-        """Writes the result's model card anew; `details` are front matter, such as license or tags."""
-        write_card(self.directory, details)
-
-    def push_to_hub(self, commit_message: str = "End of training", **details: Any) -> str:
-        """Uploads the result to `args.hub_model_id` (or a name like the run directory's); gives the address."""
-        return upload(self.directory, self.args, commit_message, **details)

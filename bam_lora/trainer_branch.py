@@ -83,8 +83,7 @@ class TrainerBranch:
 
     @contextlib.contextmanager
     def _tracker_names(self) -> Iterator[None]:
-        """One tracker run per branch, all in one group, where trackers take that from the environment."""
-        os.environ.setdefault("WANDB_RUN_GROUP", group_name(self.parts.args))  # read when training starts
+        """One tracker run per branch, where trackers take its folder from the environment."""
         name = f"iteration-{self.plan.iteration:02}-branch-{self.plan.branch}"
         with tensorboard_folder(self.run_folder / "runs" / name):
             yield
@@ -122,12 +121,20 @@ def _take_as_prepared(args: Any) -> None:
     args.assistant_only_loss = False  # the labels say it; TRL wants the messages for it
 
 
-@contextlib.contextmanager
-def tensorboard_folder(folder: Path) -> Iterator[None]:
+def tensorboard_folder(folder: Path) -> contextlib.AbstractContextManager[None]:
     """Has TensorBoard callbacks that are made meanwhile write to a folder."""
-    name = "TENSORBOARD_LOGGING_DIR"
+    return _variable("TENSORBOARD_LOGGING_DIR", str(folder))
+
+
+def tracker_group(args: Any) -> contextlib.AbstractContextManager[None]:
+    """Has trackers that start meanwhile put their runs into one group; a group that the user has set stays."""
+    return _variable("WANDB_RUN_GROUP", os.environ.get("WANDB_RUN_GROUP") or group_name(args))
+
+
+@contextlib.contextmanager
+def _variable(name: str, value: str) -> Iterator[None]:
     before = os.environ.get(name)
-    os.environ[name] = str(folder)
+    os.environ[name] = value
     try:
         yield
     finally:

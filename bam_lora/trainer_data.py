@@ -133,8 +133,13 @@ def _stand_in(processing_class: Any) -> Any:
     return LlamaForCausalLM(config)
 
 
-def materialised(one: TrainingSet, tokenise: Any) -> Any:
+def materialised(one: TrainingSet, tokenise: Any, limit: int | None = None) -> Any:
     """A data set as tokenised examples; a stream is read until its token budget is used up.
+
+    Args:
+        one: The data set.
+        tokenise: Makes examples of rows.
+        limit: What an example is cut to, in tokens: no more of it counts.
 
     Raises:
         UserError: If a stream has no budget, or a set gives no example.
@@ -151,15 +156,16 @@ def materialised(one: TrainingSet, tokenise: Any) -> Any:
                 found="none",
                 remedy="Set BamConfig(tokens=...), such as tokens='5M'",
             )
-        rows = _drawn(one.rows, int(one.tokens), tokenise)
+        rows = _drawn(one.rows, int(one.tokens), tokenise, limit)
     if rows is None or not len(rows):
         raise UserError.of(
-            one.name, expected="examples", found="none", remedy="Check the data set, and what of it is left out"
-        )
+            one.name, expected="examples with tokens to train on", found="none",
+            remedy="Check the data set, and what of it is left out, or raise args.max_length: it may cut the answers",
+        )  # fmt: skip
     return rows
 
 
-def _drawn(stream: Any, budget: int, tokenise: Any) -> Any:
+def _drawn(stream: Any, budget: int, tokenise: Any, limit: int | None) -> Any:
     import datasets
 
     parts, tokens = [], 0
@@ -168,7 +174,7 @@ def _drawn(stream: Any, budget: int, tokenise: Any) -> Any:
         part = tokenise(datasets.Dataset.from_list(batch))
         if part is not None:
             parts.append(part)
-            tokens += int(token_counts(part).sum())
+            tokens += int(token_counts(part, limit).sum())
     return datasets.concatenate_datasets(parts) if parts else None
 
 
@@ -179,6 +185,36 @@ def token_counts(rows: Any, limit: int | None = None) -> npt.NDArray[np.int64]:
     column = rows.with_format("arrow")[:]["input_ids"]
     counts = np.asarray(pc.list_value_length(column).to_numpy(zero_copy_only=False), dtype=np.int64)
     return counts if limit is None else np.minimum(counts, limit)
+
+
+def trained_only(rows: Any, args: Any) -> Any:
+    """Tokenised examples without those that TRL will drop, as what it cuts them to holds no trained token.
+
+    Dropped before the slices are dealt: they are nothing's share.
+    """
+    limit = cut_limit(args)
+    if limit is None or not len(rows):
+        return rows
+    kept = np.concatenate([_any_trained(batch, limit, args.truncation_mode == "keep_end")
+                           for batch in rows.with_format("arrow").iter(batch_size=10_000)])  # fmt: skip
+    return rows if kept.all() else rows.select(np.flatnonzero(kept))
+
+
+def _any_trained(batch: Any, limit: int, at_end: bool) -> npt.NDArray[np.bool_]:
+    """Whether the first (or last) `limit` labels of each example hold one that is trained [examples]."""
+    import pyarrow.compute as pc
+
+    labels = batch["labels"]
+    lengths = np.asarray(pc.list_value_length(labels).to_numpy(zero_copy_only=False), dtype=np.int64)
+    trained = np.asarray(pc.list_flatten(labels).to_numpy()) != _LABELS_MASKED
+    before = np.concatenate([[0], np.cumsum(trained)])
+    stops = np.cumsum(lengths)
+    starts = stops - lengths
+    if at_end:
+        starts = np.maximum(starts, stops - limit)
+    else:
+        stops = np.minimum(stops, starts + limit)
+    return np.asarray(before[stops] > before[starts])
 
 
 def cut_limit(args: Any) -> int | None:

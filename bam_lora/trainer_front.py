@@ -67,7 +67,7 @@ class TrainerFront(Front):
 
     def read_set(self, source: SetSource) -> EvaluationSet:
         """The texts of one of the caller's sets."""
-        (one,) = (one for one in self._sets if one.name == source.name and one.role == source.role)
+        (one,) = (one for one in self._sets if one.path == source.where.path)
         return read_named(one, getattr(self._parts.args, "dataset_text_field", "text"), self._formatting)
 
     def epoch_steps(self, part: SlicePlan) -> int:

@@ -111,3 +111,28 @@ def source_hash(function: Any) -> str | None:
     except (OSError, TypeError):
         text = getattr(function, "__qualname__", type(function).__qualname__)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def check_resume(directory: RunDirectory, wanted: str | bool | None) -> None:
+    """Checks what `train(resume_from_checkpoint=...)` says against what the run directory holds.
+
+    Raises:
+        UserError: If the two disagree.
+    """
+    root, there = directory.root, directory.plan.exists()
+    if isinstance(wanted, str | Path):
+        path = Path(wanted).expanduser().resolve()
+        if root not in (path, *path.parents):
+            raise UserError.of(
+                f"resume_from_checkpoint={str(wanted)!r}", expected=f"the run directory {root}", found="another folder",
+                remedy="Set args.output_dir to the run to go on with",
+            )  # fmt: skip
+    if wanted and not there:
+        raise UserError.of(
+            str(root), expected="a run to go on with", found="none", remedy="Leave out resume_from_checkpoint"
+        )
+    if wanted is False and there:
+        raise UserError.of(
+            str(root), expected="no run, as resume_from_checkpoint is False", found="one",
+            remedy="Leave it out to go on with that run, or choose another args.output_dir",
+        )  # fmt: skip

@@ -5,7 +5,8 @@ from __future__ import annotations
 import difflib
 import inspect
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,8 @@ class ModelSource:
                 given["quantization_config"] = quantization
             given.setdefault("trust_remote_code", args.trust_remote_code)
             given.pop("device_map", None)
-            return cls(str(model), given.pop("revision", None), given)
+            revision = given.pop("revision", None)  # TRL's own script says "main" of folders, too
+            return cls(str(model), None if Path(model).is_dir() else revision, given)
         if hasattr(model, "peft_config"):
             raise UserError.of(
                 "model", expected="a model without adapters: the branches get their own",
@@ -83,6 +85,22 @@ class ModelSource:
     def first(self) -> Any:
         """The model that was passed loaded."""
         return settle_loaded(self.instance)
+
+    @contextmanager
+    def lent(self) -> Iterator[None]:
+        """Puts back, at the end, which weights of a model that was passed loaded are trained, and its mode."""
+        if self.instance is None:
+            yield
+            return
+        trained = {one: one.requires_grad for one in self.instance.parameters()}
+        modes = {module: module.training for module in self.instance.modules()}
+        try:
+            yield
+        finally:
+            for one, wanted in trained.items():
+                one.requires_grad_(wanted)
+            for module, mode in modes.items():
+                module.training = mode
 
     def training_load(self, compute_dtype: str) -> TrainerLoading:
         """How the base is held under the branches. `compute_dtype`: of activations, as args.bf16 and fp16 say."""

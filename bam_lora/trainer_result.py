@@ -68,14 +68,19 @@ def write_card(directory: RunDirectory, details: Mapping[str, Any]) -> None:
     write_text(result_folder(directory) / "README.md", f"---\n{front}---\n{body}")
 
 
-def upload(directory: RunDirectory, args: Any, message: str, **details: Any) -> str:
+def upload(
+    directory: RunDirectory, args: Any, message: str, *, token: str | None = None, revision: str | None = None,
+    blocking: bool = True,
+) -> Any:  # fmt: skip
     """Uploads the result to the Hub, to `args.hub_model_id` or a repository named after the run directory.
 
     Args:
         directory: A finished run.
         args: The trainer's arguments: hub_model_id, hub_token, hub_private_repo, hub_revision.
         message: The commit's message.
-        details: Further keyword arguments of `HfApi.upload_folder`.
+        token: In place of `args.hub_token`.
+        revision: In place of `args.hub_revision`.
+        blocking: False gives a future.
 
     Returns:
         The commit's address.
@@ -83,8 +88,76 @@ def upload(directory: RunDirectory, args: Any, message: str, **details: Any) -> 
     from huggingface_hub import HfApi
 
     folder = result_folder(directory)
-    api = HfApi(token=args.hub_token)
+    api = HfApi(token=token or args.hub_token)
     wanted = args.hub_model_id or directory.root.name
     repository = api.create_repo(wanted, private=args.hub_private_repo, exist_ok=True).repo_id
-    settings = {"commit_message": message, "revision": args.hub_revision, "ignore_patterns": [MANIFEST], **details}
-    return str(api.upload_folder(repo_id=repository, folder_path=str(folder), **settings))
+    settings = {"commit_message": message, "revision": revision or args.hub_revision, "ignore_patterns": [MANIFEST]}
+    done = api.upload_folder(repo_id=repository, folder_path=str(folder), run_as_future=not blocking, **settings)
+    return str(done) if blocking else done
+
+
+class ResultMethods:
+    """What a trainer does with the result of its run; see `BamTrainer`."""
+
+    args: Any
+
+    @property
+    def directory(self) -> RunDirectory:
+        """The run directory: `args.output_dir`."""
+        return RunDirectory(Path(self.args.output_dir).expanduser().resolve())
+
+    def save_model(self, output_dir: str | Path | None = None) -> None:
+        """Copies the result, a Hugging Face model folder, to `output_dir`; None leaves it in the run's `model/`.
+
+        Raises:
+            UserError: If the run is not finished.
+        """
+        copy_result(self.directory, output_dir or self.directory.model)
+
+    def create_model_card(
+        self,
+        model_name: str | None = None,
+        dataset_name: str | list[str] | None = None,
+        tags: str | list[str] | None = None,
+        **details: Any,
+    ) -> None:
+        """Writes the result's model card anew, with this and other front matter, such as license, in `details`."""
+        named = {"model_name": model_name, "datasets": dataset_name, "tags": tags}
+        listed = {name: [value] if isinstance(value, str) and name != "model_name" else value
+                  for name, value in named.items()}  # fmt: skip
+        write_card(self.directory, {**listed, **details})
+
+    def push_to_hub(
+        self,
+        commit_message: str = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        **card: Any,
+    ) -> Any:
+        """Uploads the result to `args.hub_model_id` (or a name like the run directory's); gives the address.
+
+        Args:
+            commit_message: Of the commit.
+            blocking: False gives a future of the address.
+            token: None: `args.hub_token`.
+            revision: None: `args.hub_revision`.
+            card: As for `create_model_card`.
+        """
+        if card:
+            self.create_model_card(**card)
+        own = {name: value for name, value in (("token", token), ("revision", revision)) if value is not None}
+        return upload(self.directory, self.args, commit_message, blocking=blocking, **own)
+
+    @property
+    def hub_model_id(self) -> str:
+        """The repository that `push_to_hub` uploads to."""
+        return str(self.args.hub_model_id or self.directory.root.name)
+
+    @property
+    def accelerator(self) -> Any:
+        """The process's state, by which scripts print, as in `trainer.accelerator.print(...)`."""
+        return self.args.distributed_state
+
+    def end(self) -> None:
+        """Nothing: trackers are ended with each branch. Scripts of TRL's call it last."""

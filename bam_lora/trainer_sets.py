@@ -43,6 +43,7 @@ class NamedSet:
     """Examples to score on, or to choose by.
 
     Attributes:
+        argument: "eval_dataset" or "selection_dataset": both may have a set of one name.
         name: What the set is called.
         role: "target" or "source".
         rows: The data set.
@@ -50,16 +51,22 @@ class NamedSet:
         mode: "text", "chat" (the answers or completions are scored), or None for examples without text.
     """
 
+    argument: str
     name: str
     role: str
     rows: Any
     documents: int | None
     mode: str | None
 
+    @property
+    def path(self) -> str:
+        """What the recipe has in a path's place."""
+        return f"BamTrainer/{self.argument}.{self.name}"
+
     def source(self) -> dict[str, Any]:
         """It as an evaluation source of a recipe."""
         return {
-            "path": f"BamTrainer/{self.name}",
+            "path": self.path,
             "revision": fingerprint(self.rows),
             "set": self.name,
             "documents": self.documents,
@@ -119,8 +126,18 @@ def named_sets(given: Any, argument: str, documents: int | None, text_field: str
     for name, rows in given.items():
         _require_dataset(f"{argument}[{name!r}]", rows)
         role = "source" if str(name).startswith("source") else "target"
-        found.append(NamedSet(str(name), role, rows, documents, mode_of(rows, text_field, formatting)))
+        held = read_stream(rows, documents)
+        found.append(NamedSet(argument, str(name), role, held, documents, mode_of(held, text_field, formatting)))
     return found
+
+
+def read_stream(rows: Any, limit: int | None = None) -> Any:
+    """A stream's rows, the first so many of them, as a data set: they are read more than once. Others as they are."""
+    import datasets
+
+    if not isinstance(rows, datasets.IterableDataset):
+        return rows
+    return datasets.Dataset.from_list(list(itertools.islice(rows, limit)), features=rows.features)
 
 
 def mode_of(rows: Any, text_field: str, formatting: Any) -> str | None:

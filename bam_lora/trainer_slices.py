@@ -29,6 +29,7 @@ from bam_lora.trainer_data import (
     found,
     materialised,
     token_counts,
+    trained_only,
     write_slices,
 )
 from bam_lora.trainer_screen import ExampleScreen
@@ -98,9 +99,9 @@ class TrainerData:
 
         def tokenise(rows: Any) -> Any:
             left = screen.kept(rows)
-            return preparation.tokenised(left) if len(left) else None
+            return trained_only(preparation.tokenised(left), preparation.args) if len(left) else None
 
-        return materialised(one, tokenise)
+        return materialised(one, tokenise, cut_limit(preparation.args))
 
     def _counts(self, rows: Any) -> npt.NDArray[np.int64]:
         if self.preparation is None:
@@ -124,6 +125,8 @@ class TrainerData:
         return names.tolist(), labels
 
     def _source_facts(self, one: TrainingSet, rows: Any, counts: npt.NDArray[np.int64]) -> dict[str, Any]:
+        import datasets
+
         source = one.source()
         whole = counts if self.preparation is None else token_counts(rows)
         return {
@@ -132,6 +135,8 @@ class TrainerData:
             "role": one.role,
             "unit": "examples" if self.preparation is None else "tokens",
             "documents": len(rows),
+            # Of a stream it is not known how many of those that were read would have been needed.
+            "untrained_documents": len(one.rows) - len(rows) if isinstance(one.rows, datasets.Dataset) else None,
             "tokens": int(counts.sum()),
             "truncated_tokens": int(whole.sum() - counts.sum()),
         }
