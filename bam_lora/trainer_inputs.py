@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import inspect
 import itertools
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 from bam_lora.base import find_base
 from bam_lora.errors import UserError
 from bam_lora.rundir import RunDirectory
+from bam_lora.store import digest
 from bam_lora.trainer_models import ModelSource
 
 
@@ -102,15 +102,29 @@ def one_example(rows: Any) -> Any:
     return datasets.Dataset.from_list(list(itertools.islice(rows, 1)))
 
 
-def source_hash(function: Any) -> str | None:
-    """Hash of a function's source, so that another one makes another run; its name where there is no source."""
+def formatting_hash(function: Any, rows: Any) -> str | None:
+    """Hash of a formatting function, so that another one makes another run: of its source and of what it makes.
+
+    Its source alone does not show what it has from outside, such as a prompt. Its name, where there is no source.
+
+    Args:
+        function: It, or None.
+        rows: Examples to try it on: the first few.
+    """
     if function is None:
         return None
     try:
         text = inspect.getsource(function)
     except (OSError, TypeError):
         text = getattr(function, "__qualname__", type(function).__qualname__)
-    return hashlib.sha256(text.encode()).hexdigest()
+    made = [str(function(row)) for row in itertools.islice(rows, 4)]
+    return digest([text, made])
+
+
+def tokenizer_hash(processing: Any) -> str:
+    """Hash of what a script may change in its tokenizer: template, added and special tokens."""
+    tokenizer = getattr(processing, "tokenizer", processing)
+    return digest([getattr(processing, "chat_template", None), len(tokenizer), tokenizer.special_tokens_map])
 
 
 def check_resume(directory: RunDirectory, wanted: str | bool | None) -> None:

@@ -11,8 +11,7 @@ from typing import Any
 from bam_lora.adapter_config import check_config
 from bam_lora.bam_config import BamConfig
 from bam_lora.recipe import Recipe, recipe_from_dict
-from bam_lora.store import digest
-from bam_lora.trainer_inputs import source_hash
+from bam_lora.trainer_inputs import formatting_hash, tokenizer_hash
 from bam_lora.trainer_models import ModelSource, TrainerLoading
 from bam_lora.trainer_sets import NamedSet, TrainingSet
 from bam_lora.trainer_words import script_words
@@ -79,8 +78,8 @@ def describe_run(
             "args": _arguments(args),
             "peft_config": plain(peft.to_dict()),
             "model": how.options,
-            "formatting_func": source_hash(formatting),
-            "chat_template": digest(getattr(processing, "chat_template", None)),
+            "formatting_func": formatting_hash(formatting, target[0].rows),
+            "tokenizer": tokenizer_hash(processing),
         },
     }  # fmt: skip
     with script_words():

@@ -187,3 +187,21 @@ def test_its_recipe_is_not_checked_without_the_script(tmp_path: Path, tiny_base:
 
     with pytest.raises(UserError, match="one that BamTrainer wrote"):
         check_recipe(trainer(tmp_path / "run", str(tiny_base)).recipe)
+
+
+def test_another_prompt_or_tokenizer_is_another_run(tmp_path: Path, tiny_base: Path) -> None:
+    def made(prompt: str, token: str | None = None) -> BamTrainer:
+        tokenizer = AutoTokenizer.from_pretrained(tiny_base)
+        if token is not None:
+            tokenizer.pad_token = token
+        return trainer(
+            tmp_path / "run", str(tiny_base), formatting_func=lambda row: prompt + row["text"],
+            processing_class=tokenizer,
+        )  # fmt: skip
+
+    made("Es war: ").train()
+    made("Es war: ").train(resume_from_checkpoint=True)
+    with pytest.raises(UserError, match=r"script\.formatting_func"):
+        made("Es ist: ").train()
+    with pytest.raises(UserError, match=r"script\.tokenizer"):
+        made("Es war: ", "</s>").train()
