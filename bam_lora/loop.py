@@ -157,8 +157,9 @@ def _prepare(
     note = settle_template(tokenizer, recipe.data.chat_template) if own and has_chat(recipe) else None
     if note:
         progress.say(note)
-    # A script's `max_length` only cuts what is longer, and may well be more than the context.
-    require_fitting_base(recipe.base, start, tokenizer, recipe.data.sequence_length if own else None)
+    # Without packing `max_length` only cuts what is longer, and may well be more than the context.
+    packed = recipe.script is None or bool(recipe.script["args"].get("packing"))
+    require_fitting_base(recipe.base, start, tokenizer, recipe.data.sequence_length if packed else None)
     if own:  # else they are PEFT's to find
         require_targets(start, recipe.lora.target_modules)
     require_patterns(start, recipe.lora.target_modules, recipe.bam.merge.weights_by_module)

@@ -25,11 +25,11 @@ from bam_lora.chat_rows import MESSAGE_COLUMNS
 from bam_lora.errors import UserError
 from bam_lora.packing import ROWS
 from bam_lora.store import new_folder, seal, verify
+from bam_lora.trainer_lengths import token_counts
 from bam_lora.trainer_sets import TrainingSet
 
 _STREAM_ROWS = 256
 _MARKERS = re.compile(r"\{%-?\s*generation\b")  # what transformers takes an assistant mask from
-_LABELS_MASKED = -100
 
 
 @dataclass(frozen=True)
@@ -176,51 +176,6 @@ def _drawn(stream: Any, budget: int, tokenise: Any, limit: int | None) -> Any:
             parts.append(part)
             tokens += int(token_counts(part, limit).sum())
     return datasets.concatenate_datasets(parts) if parts else None
-
-
-def token_counts(rows: Any, limit: int | None = None) -> npt.NDArray[np.int64]:
-    """Tokens of each example [examples]; of one that TRL will cut to `limit`, so many."""
-    import pyarrow.compute as pc
-
-    column = rows.with_format("arrow")[:]["input_ids"]
-    counts = np.asarray(pc.list_value_length(column).to_numpy(zero_copy_only=False), dtype=np.int64)
-    return counts if limit is None else np.minimum(counts, limit)
-
-
-def trained_only(rows: Any, args: Any) -> Any:
-    """Tokenised examples without those that TRL will drop, as what it cuts them to holds no trained token.
-
-    Dropped before the slices are dealt: they are nothing's share.
-    """
-    limit = cut_limit(args)
-    if limit is None or not len(rows):
-        return rows
-    kept = np.concatenate([_any_trained(batch, limit, args.truncation_mode == "keep_end")
-                           for batch in rows.with_format("arrow").iter(batch_size=10_000)])  # fmt: skip
-    return rows if kept.all() else rows.select(np.flatnonzero(kept))
-
-
-def _any_trained(batch: Any, limit: int, at_end: bool) -> npt.NDArray[np.bool_]:
-    """Whether the first (or last) `limit` labels of each example hold one that is trained [examples]."""
-    import pyarrow.compute as pc
-
-    labels = batch["labels"]
-    lengths = np.asarray(pc.list_value_length(labels).to_numpy(zero_copy_only=False), dtype=np.int64)
-    trained = np.asarray(pc.list_flatten(labels).to_numpy()) != _LABELS_MASKED
-    before = np.concatenate([[0], np.cumsum(trained)])
-    stops = np.cumsum(lengths)
-    starts = stops - lengths
-    if at_end:
-        starts = np.maximum(starts, stops - limit)
-    else:
-        stops = np.minimum(stops, starts + limit)
-    return np.asarray(before[stops] > before[starts])
-
-
-def cut_limit(args: Any) -> int | None:
-    """The number of tokens that TRL cuts an example to, or None where all its tokens are used."""
-    splits = args.packing and args.packing_strategy in ("bfd_split", "wrapped")
-    return None if splits or args.max_length is None else int(args.max_length)
 
 
 def examples(rows: Any, pieces: slicing.Pieces, counts: npt.NDArray[np.int64]) -> Any:

@@ -24,14 +24,12 @@ from bam_lora.slice_groups import GROUPED
 from bam_lora.sources import TextSource
 from bam_lora.trainer_data import (
     TrlPreparation,
-    cut_limit,
     examples,
     found,
     materialised,
-    token_counts,
-    trained_only,
     write_slices,
 )
+from bam_lora.trainer_lengths import cut_limit, token_counts, trained_only
 from bam_lora.trainer_screen import ExampleScreen
 from bam_lora.trainer_sets import TrainingSet, mode_of
 
@@ -62,11 +60,12 @@ class TrainerData:
         given = [*self.recipe.data.target, *self.recipe.data.replay]  # the recipe knows what "5M" is
         for one, listed in zip(self.sets, given, strict=True):
             screen = self._screen(one, sieve)
-            taken = self._examples(replace(one, tokens=listed.tokens), screen)
+            taken, untrained = self._examples(replace(one, tokens=listed.tokens), screen)
             rows.append(taken if self.preparation is None else taken.select_columns(["input_ids", "labels"]))
             counts.append(self._counts(taken))
             groups.append(self._groups(one, taken))
-            sources.append({**self._source_facts(one, taken, counts[-1]), **screen.facts()})
+            facts_of = {**self._source_facts(one, taken, counts[-1]), "untrained_documents": untrained}
+            sources.append({**facts_of, **screen.facts()})
         dealt, used, names = self._deal(counts, groups)
         slices = [self._slice(rows, counts, target, replay) for target, replay in dealt]
         facts: list[dict[str, Any]] = [
@@ -91,17 +90,25 @@ class TrainerData:
         field, formatting = self.preparation.args.dataset_text_field, self.preparation.formatting_func
         return ExampleScreen(one.name, sieve, mode_of(one.rows, field, formatting), field, formatting)
 
-    def _examples(self, one: TrainingSet, screen: ExampleScreen) -> Any:
+    def _examples(self, one: TrainingSet, screen: ExampleScreen) -> tuple[Any, int]:
+        """Tokenised examples, and how many more were read that cutting leaves no trained token."""
         preparation = self.preparation
         if preparation is None:
-            return materialised(one, lambda rows: rows)
+            return materialised(one, lambda rows: rows), 0
         preparation.require_columns(one)
+
+        untrained = []
 
         def tokenise(rows: Any) -> Any:
             left = screen.kept(rows)
-            return trained_only(preparation.tokenised(left), preparation.args) if len(left) else None
+            if not len(left):
+                return None
+            whole = preparation.tokenised(left)
+            kept = trained_only(whole, preparation.args)
+            untrained.append(len(whole) - len(kept))
+            return kept
 
-        return materialised(one, tokenise, cut_limit(preparation.args))
+        return materialised(one, tokenise, cut_limit(preparation.args)), sum(untrained)
 
     def _counts(self, rows: Any) -> npt.NDArray[np.int64]:
         if self.preparation is None:
@@ -125,8 +132,6 @@ class TrainerData:
         return names.tolist(), labels
 
     def _source_facts(self, one: TrainingSet, rows: Any, counts: npt.NDArray[np.int64]) -> dict[str, Any]:
-        import datasets
-
         source = one.source()
         whole = counts if self.preparation is None else token_counts(rows)
         return {
@@ -135,8 +140,6 @@ class TrainerData:
             "role": one.role,
             "unit": "examples" if self.preparation is None else "tokens",
             "documents": len(rows),
-            # Of a stream it is not known how many of those that were read would have been needed.
-            "untrained_documents": len(one.rows) - len(rows) if isinstance(one.rows, datasets.Dataset) else None,
             "tokens": int(counts.sum()),
             "truncated_tokens": int(whole.sum() - counts.sum()),
         }
