@@ -22,10 +22,10 @@ def token_counts(rows: Any, limit: int | None = None) -> npt.NDArray[np.int64]:
 def trained_only(rows: Any, args: Any) -> Any:
     """Tokenised examples without those that TRL will drop, as what it cuts them to holds no trained token.
 
-    Dropped before the slices are dealt: they are nothing's share.
+    Packing drops none. They go before the slices are dealt: they are nothing's share.
     """
     limit = cut_limit(args)
-    if limit is None or not len(rows):
+    if limit is None or args.packing or not len(rows):
         return rows
     kept = np.concatenate([_any_trained(batch, limit, args.truncation_mode == "keep_end")
                            for batch in rows.with_format("arrow").iter(batch_size=10_000)])  # fmt: skip

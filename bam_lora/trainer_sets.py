@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from bam_lora.evaluate import EvaluationSet
 from bam_lora.sources import TextSource
 from bam_lora.store import digest
 
-_SAMPLED_ROWS = 256
+_STREAM_ROWS = 256
 
 
 @dataclass(frozen=True)
@@ -75,14 +76,18 @@ class NamedSet:
 
 
 def fingerprint(rows: Any) -> str:
-    """Hash of a data set: its size, its columns, and rows spread over it; of a stream, its first rows."""
-    if hasattr(rows, "__len__"):
-        count = len(rows)
-        step = max(1, -(-count // _SAMPLED_ROWS))
-        chosen = [rows[index] for index in range(0, count, step)] + ([rows[count - 1]] if count else [])
-    else:
-        count, chosen = None, list(itertools.islice(rows, _SAMPLED_ROWS))
-    return digest([count, [repr(sorted(row.items())) for row in chosen]])[:40]
+    """Hash of a data set's rows; of a stream, of its first ones."""
+    if not hasattr(rows, "__len__"):
+        return digest([repr(sorted(row.items())) for row in itertools.islice(rows, _STREAM_ROWS)])[:40]
+    import pyarrow as pa
+
+    content = hashlib.sha256(repr((len(rows), rows.features)).encode())
+    for table in rows.with_format("arrow").iter(batch_size=1000):
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, table.schema) as writer:
+            writer.write_table(table.combine_chunks())
+        content.update(sink.getvalue())
+    return content.hexdigest()[:40]
 
 
 def training_sets(given: Any, role: str, tokens: int | str | None) -> list[TrainingSet]:

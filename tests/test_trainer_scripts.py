@@ -205,3 +205,17 @@ def test_another_prompt_or_tokenizer_is_another_run(tmp_path: Path, tiny_base: P
         made("Es ist: ").train()
     with pytest.raises(UserError, match="other values for tokenizer"):
         made("Es war: ", "</s>").train()
+
+
+def test_every_row_of_a_data_set_counts() -> None:
+    from bam_lora.trainer_sets import fingerprint
+
+    texts = [f"{number} {text}" for number in range(40) for text in GERMAN]
+    whole = rows(texts)
+    assert (
+        fingerprint(whole)
+        == fingerprint(rows(texts))
+        == fingerprint(rows(["x", *texts]).select(range(1, len(texts) + 1)))
+    )
+    texts[3] += "!"
+    assert fingerprint(whole) != fingerprint(rows(texts))
