@@ -189,11 +189,17 @@ class BamTrainer(ResultMethods):
             evaluation, {**self._others, **raw},
         )  # fmt: skip
 
-    def _branch_evaluation(self) -> dict[str, Any] | None:
+    def _branch_evaluation(self) -> Any:
         """The evaluation sets as a branch's trainer takes them; None if it is not to evaluate."""
         if self.args.eval_strategy == "no" or not self._evaluation:
             return None
-        return dict(prepared_sets(self._preparation, {one.name: one.rows for one in self._evaluation}))
+        return prepared_sets(self._preparation, self._evaluated())
+
+    def _evaluated(self) -> Any:
+        """What is evaluated by its loss: the set that was given alone (`eval_loss`), or the sets by name."""
+        if not isinstance(self.eval_dataset, Mapping):
+            return self._evaluation[0].rows if self._evaluation else None
+        return {one.name: one.rows for one in self._evaluation}
 
     def _take_up(self, front: TrainerFront, plan: Plan) -> None:
         """Log and scores of a run that was finished before."""
@@ -223,7 +229,7 @@ class BamTrainer(ResultMethods):
         Raises:
             UserError: If there are no examples.
         """
-        sets = {one.name: one.rows for one in self._evaluation} if eval_dataset is None else eval_dataset
+        sets = self._evaluated() if eval_dataset is None else eval_dataset
         if not sets:
             raise UserError.of("eval_dataset", expected="examples", found="none", remedy="Pass some")
         named = sets if isinstance(sets, Mapping) else {"": sets}

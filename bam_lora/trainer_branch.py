@@ -59,7 +59,7 @@ class TrainerBranch:
                 model=view,
                 args=self._arguments(output),
                 train_dataset=self.rows,
-                eval_dataset=dict(parts.evaluation) if parts.evaluation else None,
+                eval_dataset=parts.evaluation,
                 processing_class=parts.processing_class,
                 peft_config=copy.deepcopy(parts.peft_config),
                 callbacks=[*callbacks, *self.listeners, *parts.callbacks],

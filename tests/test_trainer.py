@@ -551,6 +551,7 @@ def test_copies_and_evaluation_text_are_found(tmp_path: Path, tiny_base: Path, c
     trainer = bam_trainer(tmp_path / "warned", tiny_base, bam=BamConfig(slices=2), **given)
     trainer.train()
     assert "8 of 8 documents of evaluation set 'target' were found in the training sources" in capsys.readouterr().err
+    assert "eval_loss" in trainer.evaluate()
     bam = BamConfig(slices=2, deduplicate="exact", contamination="drop")
     trainer = bam_trainer(tmp_path / "dropped", tiny_base, bam=bam, **given)
     trainer.train()
