@@ -12,7 +12,7 @@ import torch
 from conftest import ENGLISH, GERMAN, write_jsonl
 from datasets import Dataset, IterableDataset, load_dataset
 from safetensors.torch import load_file
-from test_trainer import arguments, lora, plain_adapter, rows, same
+from trainer_runs import arguments, lora, plain_adapter, rows, same
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
 from bam_lora import BamConfig, BamTrainer, UserError

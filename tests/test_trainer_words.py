@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from conftest import ENGLISH, GERMAN
 from datasets import Dataset, DatasetDict
-from test_trainer import bam_trainer, rows
+from trainer_runs import bam_trainer, rows
 from transformers import default_data_collator
 
 from bam_lora import BamConfig, BamTrainer, UserError
