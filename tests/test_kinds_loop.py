@@ -37,7 +37,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "lora-bias": {"bias": "lora_only", "lora_bias": True, "target_modules": ["q_proj", "o_proj"]},
 }
 # One of each way of adding up is tried by default.
-QUICK = ("saved-tied", "tokens", "dora-and-saved", "bias")
+QUICK = ("saved-tied", "tokens", "dora")
 EVERY_KIND = [kind if kind in QUICK else pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS]
 PARTED = ("saved-apart", "saved-both-ends")
 CHANGED = {
@@ -253,6 +253,7 @@ def test_merges_that_need_factors_are_refused_in_the_recipe(
         recipe(tiny_base, tmp_path, KINDS["tokens"], bam=bam, selection={"source": [{"path": "a"}]})
 
 
+@pytest.mark.slow
 def test_neftune_reaches_the_branches_and_leaves_the_base_alone(tiny_base: Path, tmp_path: Path) -> None:
     plain = recipe(tiny_base, tmp_path, {}, bam={"slices": 1, "branches": 1})
     training = {**plain.resolved()["training"], "neftune_noise_alpha": 5.0}
@@ -265,6 +266,7 @@ def test_neftune_reaches_the_branches_and_leaves_the_base_alone(tiny_base: Path,
     assert scores[0]["scores"] == scores[1]["scores"]
 
 
+@pytest.mark.slow
 def test_a_chained_run_goes_on_from_whole_weights(tiny_base: Path, tmp_path: Path) -> None:
     """The parent parts the embeddings; the child trains rows of the one, from its newest whole value, and no head."""
     parent, child = tmp_path / "parent", tmp_path / "child"

@@ -148,6 +148,7 @@ def scores(point: Any) -> list[float]:
     return [score["bits_per_byte"] for score in point["scores"]]
 
 
+@pytest.mark.slow
 def test_a_sweep_of_the_source_weight_learns_the_last_merge_anew(finished: Path) -> None:
     """At the run's own μ it gives the run's own result."""
     before = hash_file(finished / "ledger.json")

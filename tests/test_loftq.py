@@ -64,6 +64,7 @@ def test_what_was_not_learned_is_not_folded(tiny_base: Path, tmp_path: Path, rsl
         assert abs((error - first).double().norm() - values[4:].square().sum().sqrt()) <= 1e-3 * values[0]
 
 
+@pytest.mark.slow
 def test_what_was_learned_is_folded_and_a_stop_changes_nothing(tiny_base: Path, tmp_path: Path) -> None:
     wanted = recipe(tiny_base, tmp_path, LOFTQ, training=training(5e-3), keep={"bases": "all", "checkpoints": True})
     run(wanted, tmp_path / "whole")

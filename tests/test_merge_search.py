@@ -190,6 +190,7 @@ def recipe(base: Path, files: Path, merge: dict[str, Any] | None = None, **chang
     return recipe_from_dict({**values, **changes})
 
 
+@pytest.mark.slow
 def test_a_run_stopped_while_it_searches_ends_with_the_same_bytes(
     tiny_base: Path, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -31,7 +31,9 @@ NF4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_
         ({}, None),
         ({}, NF4),
         ({"packing": False, "max_length": 24}, None),
-        ({"packing_strategy": "bfd", "max_length": 24, "shuffle_dataset": True}, None),
+        pytest.param(
+            {"packing_strategy": "bfd", "max_length": 24, "shuffle_dataset": True}, None, marks=pytest.mark.slow
+        ),
         ({"max_steps": 5, "warmup_steps": 2, "lr_scheduler_type": "cosine"}, NF4),
     ],
 )  # fmt: skip

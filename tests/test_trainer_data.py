@@ -48,7 +48,7 @@ TEMPLATE = (
 )
 
 
-@pytest.mark.parametrize("kind", ["prompt", "formatting", "messages"])
+@pytest.mark.parametrize("kind", ["prompt", pytest.param("formatting", marks=pytest.mark.slow), "messages"])
 def test_other_examples_as_sft_trainer_takes_them(tmp_path: Path, tiny_base: Path, kind: str) -> None:
     if kind == "prompt":
         split = [text.partition(". ") for text in GERMAN]

@@ -133,6 +133,7 @@ def test_a_loaded_model_and_the_environment_are_as_they_were(
     assert "WANDB_RUN_GROUP" not in os.environ  # the next trainer's runs are another group
 
 
+@pytest.mark.slow
 def test_a_stream_has_its_budget_in_words_and_of_what_is_left_of_its_examples(tmp_path: Path, tiny_base: Path) -> None:
     stream = IterableDataset.from_generator(lambda: ({"text": GERMAN[i % len(GERMAN)]} for i in range(2000)))
     ours = trainer(

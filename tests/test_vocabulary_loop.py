@@ -201,6 +201,7 @@ def test_a_run_from_a_grown_one_takes_its_base_and_tokenizer(grown_run: Path, tm
         run(recipe(grown_run, tmp_path), tmp_path / "twice")
 
 
+@pytest.mark.slow
 def test_an_extended_run_keeps_its_tokens(tiny_base: Path, tmp_path: Path) -> None:
     short = recipe(tiny_base, tmp_path, bam={"slices": 2, "branches": 2}, keep={"bases": "last"})
     write_jsonl(tmp_path / "train.jsonl", GERMAN[:16])

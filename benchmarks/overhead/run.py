@@ -9,8 +9,8 @@ as others, from the end of the imports to the result on disk, and of the process
 of the ratio within a round.
 
 500 k tokens of German on the 8 M base; the random 100 M base takes them too with `--full` (a quarter of an hour a
-process on two cores), else 64 k. From those the ratio at 500 k is estimated: steps and data are taken to grow with the tokens, all
-other stages to stay. Plain's loading and data are not told apart and taken to stay, which is against us.
+process on two cores), else 64 k. From those the ratio at 500 k is estimated: steps and data are taken to grow with the
+tokens, all other stages to stay. Plain's loading and data are not told apart and taken to stay, which is against us.
 """
 
 from __future__ import annotations
