@@ -81,8 +81,8 @@ class Front:
     def branch_begin(self, branch: BranchPlan) -> None:
         """Called before a branch trains; not for one that is found done."""
 
-    def branch_found(self, branch: BranchPlan) -> None:
-        """Called for a branch that was trained before."""
+    def branch_found(self, branch: BranchPlan, folder: Path) -> None:
+        """Called for a branch that was trained before, with its folder."""
 
     def branch_end(self, branch: BranchPlan, facts: Mapping[str, Any]) -> None:
         """Called when a branch has been trained, with the facts of its manifest."""

@@ -175,15 +175,15 @@ def check_recipe_of(directory: RunDirectory, recipe: Recipe, *, extend: bool, fi
         return  # a first start that failed may be put right
     before = load_recipe(directory.recipe).resolved()
     changed = [key for key in changed_keys(before, recipe.resolved()) if not key.startswith(_HARMLESS)]
-    if not changed and not extend and plan is not None:
+    if not changed and (extend or plan is None):
+        return
+    if not changed:
         raise UserError.of(
             str(directory.root),
             expected="a run of a version with the same recipe keys",
             found="one that an earlier version of bam_lora planned",
             remedy="Finish it with that version (environment.json names it), or choose a new --output",
         )
-    if not changed:
-        return
     if not extend:
         raise UserError.of(
             str(directory.root),

@@ -139,7 +139,7 @@ def train(context: Context, branch: BranchPlan, tokens_before: int) -> None:
             facts = train_branch(model, job, folder, make, on_step=on_step, stop=context.stop)
         context.front.branch_end(branch, facts)
     else:
-        context.front.branch_found(branch)
+        context.front.branch_found(branch, folder)
     progress.branch_done(tokens_before + branch.tokens)
 
 

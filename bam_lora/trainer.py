@@ -153,11 +153,10 @@ class BamTrainer(ResultMethods):
         check_resume(self.directory, resume_from_checkpoint)
         front = self._front()
         self.state.log_history, self.state.global_step = [], 0
-        finished = is_finished(self.directory)
         self._loaded = None  # its memory is wanted
         with restored_libraries(), script_words(), tracker_group(self.args), self._model.lent():
             report = run(self.recipe, self.args.output_dir, front=front)
-            self._log_run(front, finished)
+            self._log_run(front)
         if self.args.push_to_hub:
             self.push_to_hub()
         losses = [entry["loss"] for entry in self.state.log_history if "loss" in entry]
@@ -165,10 +164,10 @@ class BamTrainer(ResultMethods):
         self.state.log_history.append({**metrics, "step": self.state.global_step})
         return TrainOutput(self.state.global_step, sum(losses) / len(losses) if losses else float("nan"), metrics)
 
-    def _log_run(self, front: TrainerFront, finished: bool) -> None:
+    def _log_run(self, front: TrainerFront) -> None:
         """State and trackers of the whole run."""
         plan = self._plan()
-        if finished:
+        if not front.points:  # the run was finished before: no iteration has come by
             self._take_up(front, plan)
         self.state.max_steps = sum(branch.steps for branch in plan.all_branches())
         self.state.epoch = self.args.num_train_epochs
@@ -206,7 +205,7 @@ class BamTrainer(ResultMethods):
         tokens = 0
         for iteration in plan.iterations:
             for branch in iteration.branches:
-                front.branch_found(branch)
+                front.branch_found(branch, self.directory.branch(branch.iteration, branch.branch))
                 tokens += branch.tokens
             path = self.directory.iteration(iteration.iteration) / "eval.json"
             front.iteration_end(iteration.iteration, tokens, read_record(path))
@@ -236,10 +235,11 @@ class BamTrainer(ResultMethods):
         held = {name: read_stream(rows) for name, rows in named.items()}
         with tempfile.TemporaryDirectory() as folder, self._model.lent():
             parts = self._parts(prepared_sets(self._preparation, held if isinstance(sets, Mapping) else held[""]))
-            trainer = evaluation_trainer(parts, branch_view(self.model), Path(folder), one_example(self._sets[0].rows))
+            place, model = self._load()
+            trainer = evaluation_trainer(parts, branch_view(model), Path(folder), one_example(self._sets[0].rows))
             metrics = dict(trainer.evaluate(metric_key_prefix=metric_key_prefix))
         if eval_dataset is None:
-            done = len(self._plan().iterations) if is_finished(self.directory) else 0
+            done = len(self._plan().iterations) if place == self.directory.model else 0
             scores = score_figures(read_record(self.directory.iteration(done) / "eval.json"))
             metrics |= {name.replace("eval", metric_key_prefix, 1): value for name, value in scores.items()}
         return metrics
@@ -247,11 +247,15 @@ class BamTrainer(ResultMethods):
     @property
     def model(self) -> Any:
         """The run's result, loaded as the base is; before training, the base."""
+        return self._load()[1]
+
+    def _load(self) -> tuple[Path, Any]:
+        """The folder of that model, and the model."""
         folder = self.directory.model if is_finished(self.directory) else first_folder(self._model)
         if self._loaded is None or self._loaded[0] != folder:
             own = self._model.instance is not None and folder != self.directory.model
             self._loaded = (folder, self._model.first() if own else self._model.load(folder, self._how))
-        return self._loaded[1]
+        return self._loaded
 
     def add_callback(self, callback: Any) -> None:
         """Adds a callback, an instance or a class, for the branches still to be trained."""

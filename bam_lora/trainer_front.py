@@ -98,9 +98,8 @@ class TrainerFront(Front):
             [RunLog(self._state, branch, self._steps, folder)],
         )
 
-    def branch_found(self, branch: BranchPlan) -> None:
+    def branch_found(self, branch: BranchPlan, folder: Path) -> None:
         """Takes up its log."""
-        folder = RunDirectory(Path(self._parts.args.output_dir).resolve()).branch(branch.iteration, branch.branch)
         self._state.log_history += log_lines(folder, branch, self._steps)
         self._steps += branch.steps
         self._state.global_step = self._steps

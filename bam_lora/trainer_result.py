@@ -13,7 +13,7 @@ from bam_lora.errors import UserError
 from bam_lora.loop import is_finished
 from bam_lora.report import collect, model_card
 from bam_lora.rundir import RunDirectory
-from bam_lora.store import MANIFEST, verify, write_text
+from bam_lora.store import MANIFEST, write_text
 
 _FRONT_MATTER = re.compile(r"\A---\n(.*?)\n---\n", re.DOTALL)
 
@@ -24,7 +24,7 @@ def result_folder(directory: RunDirectory) -> Path:
     Raises:
         UserError: If the run is not finished.
     """
-    if not is_finished(directory) or verify(directory.model) is None:
+    if not is_finished(directory):  # which verifies the model
         raise UserError.of(
             str(directory.root), expected="a finished run", found="one that is not", remedy="Call train()"
         )

@@ -17,7 +17,7 @@ from bam_lora.contamination import HeldOutSet
 from bam_lora.data import Layout, TrainingSource
 from bam_lora.dealing import deal_sources
 from bam_lora.errors import UserError
-from bam_lora.recipe import Recipe
+from bam_lora.recipe import Recipe, Source
 from bam_lora.screening import screening_of
 from bam_lora.sieve import Sieve
 from bam_lora.slice_groups import GROUPED
@@ -57,14 +57,13 @@ class TrainerData:
         started = time.monotonic()
         rows, counts, sources, groups = [], [], [], []
         sieve = Sieve(screening_of(self.recipe, held_out, []))
-        given = [*self.recipe.data.target, *self.recipe.data.replay]  # the recipe knows what "5M" is
-        for one, listed in zip(self.sets, given, strict=True):
+        for one, listed in self._listed():
             screen = self._screen(one, sieve)
             taken, untrained = self._examples(replace(one, tokens=listed.tokens), screen)
             rows.append(taken if self.preparation is None else taken.select_columns(["input_ids", "labels"]))
             counts.append(self._counts(taken))
             groups.append(self._groups(one, taken))
-            facts_of = {**self._source_facts(one, taken, counts[-1]), "untrained_documents": untrained}
+            facts_of = {**self._source_facts(listed, one.role, taken, counts[-1]), "untrained_documents": untrained}
             sources.append({**facts_of, **screen.facts()})
         dealt, used, names = self._deal(counts, groups)
         slices = [self._slice(rows, counts, target, replay) for target, replay in dealt]
@@ -131,13 +130,16 @@ class TrainerData:
         names, labels = np.unique([str(value) for value in rows[column]], return_inverse=True)
         return names.tolist(), labels
 
-    def _source_facts(self, one: TrainingSet, rows: Any, counts: npt.NDArray[np.int64]) -> dict[str, Any]:
-        source = one.source()
+    def _listed(self) -> list[tuple[TrainingSet, Source]]:
+        """The data sets with what the recipe says of them: the hash of their rows, and how many tokens "5M" is."""
+        return list(zip(self.sets, [*self.recipe.data.target, *self.recipe.data.replay], strict=True))
+
+    def _source_facts(self, source: Source, role: str, rows: Any, counts: npt.NDArray[np.int64]) -> dict[str, Any]:
         whole = counts if self.preparation is None else token_counts(rows)
         return {
-            "path": source["path"],
-            "revision": source["revision"],
-            "role": one.role,
+            "path": source.path,
+            "revision": source.revision,
+            "role": role,
             "unit": "examples" if self.preparation is None else "tokens",
             "documents": len(rows),
             "tokens": int(counts.sum()),
@@ -148,11 +150,7 @@ class TrainerData:
         self, counts: Sequence[npt.NDArray[np.int64]], groups: Sequence[tuple[list[str], npt.NDArray[np.int64]]]
     ) -> tuple[list[tuple[slicing.Pieces, slicing.Pieces]], list[int], list[str] | None]:
         data = self.recipe.data
-        given = [*data.target, *data.replay]
-        sources = [
-            TrainingSource(TextSource(one.name), one.role, recipe.tokens)
-            for one, recipe in zip(self.sets, given, strict=True)
-        ]
+        sources = [TrainingSource(TextSource(one.name), one.role, listed.tokens) for one, listed in self._listed()]
         layout = Layout(self.recipe.slices, sys.maxsize, data.slicing, data.replay_share, self.recipe.seed)
         return deal_sources(sources, list(counts), layout, groups)
 
