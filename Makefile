@@ -6,7 +6,7 @@ BIN := .venv/bin
 TEST_JOBS ?= 2
 READY := .venv/.ready
 
-.PHONY: help setup quickstart test test-slow lint format docs bench bench-forgetting bench-fold bench-precision \
+.PHONY: help setup quickstart test test-slow lint format docs site bench bench-forgetting bench-fold bench-precision \
 	bench-overhead clean
 
 help:
@@ -16,6 +16,7 @@ help:
 	@echo "make lint         format check, linter, type check"
 	@echo "make format       put the format right"
 	@echo "make docs         regenerate the recipe reference, docs/recipe.md"
+	@echo "make site         the documentation as a site, in site/"
 	@echo "make bench        the benchmark on real text (BAM_LORA_BENCH_DATA=folder with data/ and models/)"
 	@echo "make bench-forgetting  learning against forgetting, ours and its rivals (HOURS=6 JOBS=1; SUBSET=quick: half an hour)"
 	@echo "make bench-fold   folding adapters: cp, bam-lora, PEFT, mergekit, axolotl (ROUNDS=5; LARGE=1: also an 8 B model)"
@@ -53,6 +54,9 @@ format: $(READY)
 docs: $(READY)
 	$(BIN)/python -m bam_lora.recipe_reference
 
+site: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 bench: $(READY)
 	$(BIN)/python benchmarks/real_text/run.py
 
@@ -72,4 +76,4 @@ bench-overhead: $(READY)
 	$(BIN)/python benchmarks/overhead/run.py --rounds $(ROUNDS) $(if $(FULL),--full)
 
 clean:
-	rm -rf .venv quickstart
+	rm -rf .venv quickstart site
