@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hub_fixtures import hub, hub_server  # noqa: F401
 from hypothesis import settings
 
 # The machine that runs the tests may be slow and shared; a deadline per example would test that instead.
