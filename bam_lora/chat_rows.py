@@ -1,7 +1,8 @@
 """Rows of chat data as users have them, brought to one shape: messages with the answers to train on, or plain text.
 
-Known shapes: `messages` (role, content), `conversations` (ShareGPT's from, value), `prompt` and `completion`, and
-Alpaca's `instruction`, `input`, `output`; beside them `tools`, `system` and `chat_template_kwargs`.
+Known shapes: `messages` (role, content), `conversations` (ShareGPT's from, value), `prompt` and `completion`,
+Alpaca's `instruction`, `input`, `output`, and pairs of a question and its answer (`QUESTION_COLUMNS`); beside them
+`tools`, `system` and `chat_template_kwargs`.
 """
 
 from __future__ import annotations
@@ -21,9 +22,15 @@ _ROLES = {
     **dict.fromkeys(("observation", "function_response"), "tool"),
 }
 MESSAGE_COLUMNS = ("messages", "conversations", "conversation")
+QUESTION_COLUMNS = (  # a question and its answer, as Aya, MURI, MetaMathQA and others call them
+    ("inputs", "targets"),
+    ("input", "output"),
+    ("query", "response"),
+    ("question", "answer"),
+)
 _SHAPES = (
-    "messages, conversations, prompt and completion, or instruction and output (a column of another name that holds "
-    "messages goes into this source's `text:`)"
+    "messages, conversations, prompt and completion, instruction and output, or a pair such as inputs and targets (a "
+    "column of another name that holds messages goes into this source's `text:`)"
 )
 _JSON = (str, bool, int, float, list, dict)
 Message = dict[str, Any]
@@ -109,6 +116,10 @@ def read_row(row: Mapping[str, Any], place: str, column: str | None = None) -> C
             {"role": ASSISTANT, "content": _text(row, "output", place)},
         ]
         return _conversation(row, messages, [1], place)
+    for question, answer in QUESTION_COLUMNS:
+        if {question, answer} <= columns:
+            asked = {"role": "user", "content": _text(row, question, place)}
+            return _conversation(row, [asked, {"role": ASSISTANT, "content": _text(row, answer, place)}], [1], place)
     raise UserError.of(
         place,
         expected=f"chat data in columns {_SHAPES}",

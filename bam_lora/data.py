@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from bam_lora import slicing
 from bam_lora.chat import ChatReader, TokenBatch, template_digest
-from bam_lora.dealing import deal_sources
+from bam_lora.dealing import deal_sources, most_of
 from bam_lora.errors import UserError
 from bam_lora.packing import ROWS, write_rows
 from bam_lora.sieve import Screening, Sieve, describe_dropped
@@ -146,7 +146,8 @@ def _tokenise_all(
             # Conversations are taken whole, which is at most one sequence more of each source.
             target_tokens += layout.sequence_length * sum(sources[i].where.mode == "chat" for i in targets)
             needed = round(target_tokens * layout.replay_share / (1 - layout.replay_share)) + layout.slices
-            source = replace(source, tokens=min(source.tokens or needed, needed))
+            most = most_of(sources, index, needed)
+            source = replace(source, tokens=min(source.tokens or most, most))
         stores[index] = _tokenised(source, layout.sequence_length, tokenizer, work, say, sieve)
     return [stores[index] for index in range(len(sources))]
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from fractions import Fraction
 from typing import TYPE_CHECKING
 
 from bam_lora import slicing
@@ -82,6 +84,15 @@ def _quotas(
     sources: Sequence[TrainingSource], available: Sequence[int], chosen: Sequence[int], total: int | None
 ) -> list[int]:
     return slicing.quotas([available[i] for i in chosen], [sources[i].weight for i in chosen], total)
+
+
+def most_of(sources: Sequence[TrainingSource], index: int, total: int) -> int:
+    """The most tokens that a source can have to give, for its kind to have `total`: by weight, or without one all."""
+    weight = sources[index].weight
+    if weight is None:
+        return total
+    every = sum(Fraction(str(one.weight or 0.0)) for one in sources if one.role == sources[index].role)
+    return math.ceil(total * Fraction(str(weight)) / every) + 1
 
 
 def _require_replay(found: int, wanted: int, share: float) -> None:

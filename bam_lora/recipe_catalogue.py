@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from bam_lora.errors import UserError
-from bam_lora.recipe import Recipe, load_recipe
+from bam_lora.recipe import EvaluationSource, Recipe, Source, load_recipe
 from bam_lora.recipe_yaml import read_yaml
 
 _KEYS = {"id", "licence", "gated", "size", "source", "looked_up", "files", "configs", "columns"}
@@ -100,10 +100,10 @@ def read_catalogue(folder: Path) -> dict[str, DataSet]:
 
 
 def used_sources(recipe: Recipe) -> dict[str, dict[str, set[str]]]:
-    """The Hub data sets of a recipe: per id the configurations ("default" for none) and their splits, without ranges."""
-    held = recipe.evaluation
-    every = [*recipe.data.target, *recipe.data.replay, *held.target, *held.source]
-    every += [*recipe.selection.target, *recipe.selection.source]
+    """The Hub data sets of a recipe: per id the configurations ("default" for none), with their splits (no ranges)."""
+    held = (recipe.evaluation, recipe.selection)
+    every: list[Source | EvaluationSource] = [*recipe.data.target, *recipe.data.replay]
+    every += [one for sets in held for one in (*sets.target, *sets.source)]
     found: dict[str, dict[str, set[str]]] = {}
     for one in every:
         if not Path(one.path).is_absolute():

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from chat_templates import ANSWER, SECOND, TURNS, encode, said, trained, with_template
 
+from bam_lora.chat_rows import QUESTION_COLUMNS
 from bam_lora.errors import UserError
 
 
@@ -48,6 +49,15 @@ def test_sharegpt_and_alpaca(story_tokenizer: Any) -> None:
     row = encode(tokenizer, instruction="Übersetze.", input="good", output="gut", system="")
     assert trained(row, tokenizer) == [["gut<|im_end|>"]]
     assert "Übersetze.\n\ngood<|im_end|>" in tokenizer.decode(row.sequences[0].input_ids)
+
+
+@pytest.mark.parametrize("columns", QUESTION_COLUMNS)
+def test_pairs_of_a_question_and_its_answer(columns: tuple[str, str], story_tokenizer: Any) -> None:
+    tokenizer = with_template(story_tokenizer, "chatml")
+    row = encode(tokenizer, **dict(zip(columns, ("Wer da?", "Ich."), strict=True)), id=3, language="deu")
+    turns = [{"role": "user", "content": "Wer da?"}, {"role": "assistant", "content": "Ich."}]
+    assert row == encode(tokenizer, messages=turns)
+    assert trained(row, tokenizer) == [["Ich.<|im_end|>"]]
 
 
 @pytest.mark.parametrize("left_out", [{"train": False}, {"weight": 0}, {"weight": 0.0, "train": None}])

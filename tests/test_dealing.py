@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from bam_lora import slicing
 from bam_lora.data import Layout, TrainingSource, prepare
-from bam_lora.dealing import deal_sources
+from bam_lora.dealing import deal_sources, most_of
 from bam_lora.errors import UserError
 from bam_lora.packing import load_rows
 from bam_lora.slice_groups import ColumnValues, combine, dataset_names
@@ -202,3 +202,14 @@ def test_rows_of_a_slice_hold_text_of_its_group_alone(how: str, tiny_base: Path,
     for name, texts in (("german", GERMAN), ("english", ENGLISH)):
         expected = [token for text in texts for token in [*tokenizer(text)["input_ids"], tokenizer.eos_token_id]]
         assert sorted(ids[name]) == sorted(expected)
+
+
+@given(st.lists(st.floats(0.01, 20), min_size=1, max_size=5), st.integers(1, 10**9))
+def test_no_more_of_a_replay_source_is_read_than_its_weight_can_use(weights: list[float], total: int) -> None:
+    where = TextSource("org/data")
+    sources = [TrainingSource(where, "target"), *(TrainingSource(where, "replay", weight=one) for one in weights)]
+    most = [most_of(sources, index, total) for index in range(1, len(sources))]
+    assert sum(slicing.quotas(most, weights, total)) == total
+    assert sum(most) <= total + 2 * len(weights)
+    plain = [TrainingSource(where, "replay"), TrainingSource(where, "replay")]
+    assert most_of(plain, 1, total) == total

@@ -3,8 +3,8 @@
     python recipes/bulgarian/adapt.py
     python recipes/bulgarian/adapt.py --base Qwen/Qwen3-0.6B-Base --documents 2000 --max-steps 40    # a first try
 
-One GPU with 12 GB, about 22 hours on an RTX 4090 (estimate; not measured). `runs/bulgarian-script` is a run directory for
-`bam-lora status` and `bam-lora report`, and has the model in its folder `model`. Data sets: see pretrain.yaml.
+One GPU with 12 GB, about 22 hours on an RTX 4090 (estimate; not measured). `runs/bulgarian-script` is a run directory
+for `bam-lora status` and `report`, and has the model in its folder `model`. Data sets: see pretrain.yaml.
 """
 
 import argparse
@@ -51,7 +51,9 @@ trainer = BamTrainer(
         "source": texts("allenai/c4", "en", "validation", 500),
     },
     peft_config=LoraConfig(r=64, lora_alpha=128, target_modules="all-linear", task_type="CAUSAL_LM"),
-    quantization_config=BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True),
+    quantization_config=BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype="bfloat16"
+    ),
 )  # fmt: skip
 trainer.train()
 trainer.save_model()
