@@ -82,12 +82,12 @@ def value(kind: Any, name: str, number: int, beside: Mapping[str, Any]) -> Any:
     if isinstance(kind, Mapping):
         made: dict[str, Any] = {}
         for inner, inner_kind in kind.items():
-            made[inner] = value(inner_kind, inner, number, made)
+            made[inner] = value(inner_kind, inner, number, beside)
         return made
     if isinstance(kind, list):
         return [value(kind[0], name, number, {"turn": turn}) | turn_of(kind[0], turn) for turn in range(2)]
     if kind == "string":
-        count = 3 if "turn" in beside else 12
+        count = 12 if name == "text" and "turn" not in beside else 3
         return f"{name} {number}: " + " ".join(_WORDS[(number * 7 + i * 3) % len(_WORDS)] for i in range(count))
     import datetime
 
