@@ -92,7 +92,7 @@ def run(
 ) -> None:
     """Runs a recipe, or goes on where it was stopped.
 
-    Example: bam-lora run recipes/german/mistral-7b.yaml --output runs/german --set strategy=single
+    Example: bam-lora run recipes/german/pretrain.yaml --output runs/german --set strategy=single
 
     Ctrl-C (or SIGTERM) stops at the next step and leaves a checkpoint; the same command goes on. A finished run is
     left alone. --extend takes the recipe with a higher bam.slices and more data.target.

@@ -57,8 +57,8 @@ data:
 ```
 
 - **Check it** with `bam-lora check recipe.yaml`; all mistakes are named at once, each with its line.
-- **Build on another file**: `extends: ../_shared/qlora-7b.yaml`, or a list of files. Mappings are merged key by key;
-  later files win over earlier ones and the file itself over all. Lists are replaced as a whole.
+- **Build on another file**: `extends: ../_shared/bases/qwen3-4b.yaml`, or a list of files. Mappings are merged key by
+  key; later files win over earlier ones and the file itself over all. Lists are replaced as a whole.
 - **Change a value for one run**: `--set bam.slices=4 --set data.target.0.tokens=10M`. The value is YAML.
 - **Paths** of data and of a local `base` are relative to the file that names them (with `--set`: to the current
   folder). A name is taken as local if it starts with `./`, `../`, `/` or `~`, if it exists there, or, for data, if it

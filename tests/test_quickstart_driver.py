@@ -34,7 +34,7 @@ def test_quickstart_leaves_both_runs_and_a_comparison(tmp_path: Path) -> None:
     assert learned > 0.02
     assert f"{learned:.4f}" in text
     assert "before: Am Abend" in text
-    assert "bam-lora run recipes/german/mistral-7b.yaml" in text
+    assert "bam-lora run recipes/german/pretrain.yaml" in text
     assert load_recipe(output / "recipe.yaml").slices == 4
     with pytest.raises(UserError, match="expected a new folder, or this quickstart's own"):
         driver.quickstart(output, "bulgarian")

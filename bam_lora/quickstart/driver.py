@@ -111,12 +111,12 @@ def _samples(report: dict[str, object]) -> str:
 def _what_next(output: Path) -> str:
     return (
         f"The report is {output / 'report.html'}, the model {output / 'bam' / 'model'}.\n"
-        "Now a real one, on a GPU with 24 GB:\n"
+        "Now a real one, on a GPU with 12 GB:\n"
         f"  bam-lora run {shlex.quote(str(_real_recipe()))} --output runs/german"
     )
 
 
 def _real_recipe() -> Path:
     """The first real recipe: in the checkout where there is one, else as the wheel carries it."""
-    checkout = Path("recipes/german/mistral-7b.yaml")
+    checkout = Path("recipes/german/pretrain.yaml")
     return checkout if checkout.is_file() else Path(str(resources.files("bam_lora"))) / checkout
