@@ -110,6 +110,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Iterator[P
     with running(PatchedHub()) as hub, pytest.MonkeyPatch.context() as patch:
         hub.home = folder / "hf-home"
         patch_libraries(patch, hub.url, hub.home)
+        patch.setattr("bam_lora.scoring.SAMPLE_TOKENS", 3)
         patch.setattr("datasets.config.SLEEP_TIME_ON_THREADS_SHUTDOWN", 0)  # 5 s after each shuffled stream
         kinds = {kind: save_base(folder / kind, kind, tiny_base) for kind in map(architecture, BASES)}
         gated = {hub_id(base) for base in BASES if "gated: ask" in comment(base)}
