@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import posixpath
 import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
@@ -17,10 +17,9 @@ from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parent
 PAGES = {"README.md": "index.md"}  # where a page goes that does not keep its path
+_MARK = "\0"
 _LINK = re.compile(r"(!?\[[^\]]*\]\()([^)\s#]+)(#[^)\s]*)?\)")
-_CODE = re.compile(
-    r"^( *)```.*?^\1```|`[^`\n]*\]\([^`\n]*`", re.MULTILINE | re.DOTALL
-)  # blocks; spans that show a link
+_CODE = re.compile(r"^( *)```.*?^\1```|`[^`\n]+`", re.MULTILINE | re.DOTALL)
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -55,12 +54,12 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     return _outside_code(markdown, lambda text: _LINK.sub(moved, text))
 
 
-def _outside_code(markdown: str, change: Any) -> str:
-    parts, end = [], 0
-    for match in _CODE.finditer(markdown):
-        parts += [change(markdown[end : match.start()]), match[0]]
-        end = match.end()
-    return "".join([*parts, change(markdown[end:])])
+def _outside_code(markdown: str, change: Callable[[str], str]) -> str:
+    """Changes a page where it is not code; code inside a link's text stays part of the link."""
+    code = [match[0] for match in _CODE.finditer(markdown)]
+    marked = change(_CODE.sub(_MARK, markdown))
+    kept = iter(code)
+    return re.sub(_MARK, lambda _: next(kept), marked)
 
 
 def _links(path: str) -> list[str]:
