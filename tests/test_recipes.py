@@ -132,6 +132,12 @@ def test_fragments_combine_in_any_order(goal: Path, tmp_path: Path) -> None:
     assert all(one == made[0] for one in made)
 
 
+def test_the_recipe_in_the_readme_loads(tmp_path: Path) -> None:
+    block = text_of(RECIPES / "README.md").split("```yaml\n")[1].split("```")[0]
+    (tmp_path / "recipe.yaml").write_text(re.sub(r"([\w-]+/[\w./-]+\.yaml)", rf"{RECIPES}/\1", block))
+    assert load_recipe(tmp_path / "recipe.yaml").base == "Qwen/Qwen3-0.6B-Base"
+
+
 def test_every_fragment_and_data_set_is_of_use() -> None:
     used = {name for path in FULL for name in used_sources(load_recipe(path))}
     for goal, language in itertools.product(GOALS, LANGUAGES):
