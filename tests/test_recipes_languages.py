@@ -8,7 +8,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from recipe_hub import FRAGMENTS, LANGUAGES, RECIPES, comment
+from recipe_hub import FRAGMENTS, LANGUAGES, RECIPES, SHARED, comment
 
 from bam_lora.recipe import load_recipe
 from bam_lora.recipe_yaml import read_yaml
@@ -108,3 +108,25 @@ def test_a_script_takes_the_base_of_the_recipe(language: Path) -> None:
     recipe = load_recipe(language / "pretrain.yaml")
     assert f'"--base", default="{recipe.base}"' in text
     assert f'samples=["{recipe.evaluation.samples[0]}"]' in text
+
+
+@pytest.mark.parametrize("language", LANGUAGES, ids=name_of)
+def test_what_the_comments_advise_can_be_loaded(language: Path, tmp_path: Path) -> None:
+    recipe = language / "pretrain.yaml"
+    minimal = recipe.read_text(encoding="utf-8").replace("pretrain-approximate", "pretrain-minimal")
+    minimal = re.sub(r"\.\./_shared", str(SHARED), minimal).replace("data.yaml]", f"{language / 'data.yaml'}]")
+    (tmp_path / "minimal.yaml").write_text(minimal, encoding="utf-8")
+    assert load_recipe(tmp_path / "minimal.yaml", ["vocabulary.tokens=8000"]).vocabulary.tokens == 8000
+    advice = comment(language / "data.yaml")
+    for said in re.findall(r"add `data: \{filters: (\{.*?\})\}`", advice):
+        assert load_recipe(recipe, [f"data.filters={said}"]).data.filters != load_recipe(recipe).data.filters
+    for setting in re.findall(r"--set (data\.[^ `]+)", comment(recipe)):
+        assert load_recipe(recipe, [setting])
+
+
+@pytest.mark.slow  # the harness reads all of its task files, which takes its time
+def test_the_tasks_are_those_of_the_harness() -> None:
+    tasks = pytest.importorskip("lm_eval.tasks").TaskManager().all_tasks
+    named = {task for row in rows().values() for task in re.findall(r"`(\w+)`", row[6])}
+    assert len(named) >= 3 * len(AT_LEAST)
+    assert named <= set(tasks)
