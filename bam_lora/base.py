@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from bam_lora.attention import AUTO, choose_attention
-from bam_lora.checkpoint import open_checkpoint
+from bam_lora.checkpoint import Checkpoint, open_checkpoint
 from bam_lora.errors import UserError, first_line
+from bam_lora.hub import fetch_model
+from bam_lora.hub_errors import Repository
+from bam_lora.hub_progress import Watch
 from bam_lora.store import hash_file, read_record, write_record
 from bam_lora.views import keep_cpu_kernel_differentiable, settle_8bit_state
 
-_WANTED = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "LICENSE*", "merges*", "vocab*"]
 _HASHES = "base_files.json"
 
 
@@ -42,8 +44,13 @@ class Loading:
         return {key: value for key, value in vars(self).items() if key != "attention" or value not in (None, AUTO)}
 
 
-def find_base(name: str, revision: str | None = None) -> BaseFiles:
+def find_base(name: str, revision: str | None = None, watch: Watch | None = None) -> BaseFiles:
     """Finds a base: a local folder, or a Hub repository (its safetensors, config and tokenizer only).
+
+    Args:
+        name: Folder or Hub id.
+        revision: Branch, tag or commit of a Hub id.
+        watch: Told how far a download is; None draws a bar on a terminal.
 
     Raises:
         UserError: If it is not there, is damaged, is itself quantised, or has no safetensors weights.
@@ -53,31 +60,10 @@ def find_base(name: str, revision: str | None = None) -> BaseFiles:
     elif Path(name).is_absolute():
         raise UserError.of(name, expected="a model folder", found="nothing", remedy="Check `base`")
     else:
-        files = _from_hub(name, revision)
+        snapshot = fetch_model(Repository(name, revision), watch=watch)
+        files = BaseFiles(name, snapshot.folder, snapshot.commit)
     open_checkpoint(files.folder)
     return files
-
-
-def _from_hub(name: str, revision: str | None) -> BaseFiles:
-    from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
-
-    try:
-        try:
-            commit = str(HfApi().model_info(name, revision=revision).sha)
-        except (GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError):
-            raise
-        except Exception:  # no network, whatever the HTTP library calls it: the snapshot in the cache, if there is one
-            commit = revision or "main"
-        folder = Path(snapshot_download(name, revision=commit, allow_patterns=_WANTED))
-    except Exception as error:
-        raise UserError.of(
-            name,
-            expected="a model folder or a Hub id you can read",
-            found=f"{type(error).__name__}: {first_line(error)}",
-            remedy="Check the name, your access (`hf auth login`) and the network",
-        ) from error
-    return BaseFiles(name, folder, folder.name)
 
 
 def require_same_files(
@@ -178,7 +164,7 @@ def require_fitting_base(name: str, folder: Path, tokenizer: Any, sequence_lengt
         )
 
 
-def require_targets(folder: Path, target_modules: str | list[str]) -> None:
+def require_targets(folder: Path | Checkpoint, target_modules: str | list[str]) -> None:
     """Checks that every module named to get an adapter is a linear layer of the base, and one that can be folded.
 
     Raises:

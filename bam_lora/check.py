@@ -10,12 +10,12 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from bam_lora.base import find_base, load_tokenizer, require_fitting_base, require_targets, weight_bytes
+from bam_lora.base import load_tokenizer, require_fitting_base, require_targets
 from bam_lora.chat import message_column
 from bam_lora.chat_encoder import ChatEncoder
 from bam_lora.check_batch import batch_lines
 from bam_lora.check_data import data_lines
-from bam_lora.checkpoint import Checkpoint, open_checkpoint
+from bam_lora.checkpoint import Checkpoint
 from bam_lora.default_template import settle_template
 from bam_lora.dense_methods import DENSE_METHODS
 from bam_lora.difference import Known
@@ -23,6 +23,7 @@ from bam_lora.errors import UserError
 from bam_lora.fold_plan import EMBEDDING_NAMES
 from bam_lora.front import Front
 from bam_lora.grown_tokenizer import open_backend
+from bam_lora.hub_metadata import base_metadata
 from bam_lora.ledger import LEDGER_FILE
 from bam_lora.module_weights import require_patterns
 from bam_lora.plan import describe_merge, iteration_count, merge_settings
@@ -56,16 +57,18 @@ def check_recipe(recipe: Recipe) -> str:
     """
     require_own(recipe, recipe.output)
     quiet_libraries()
-    folder = _base_folder(recipe)
+    base = base_metadata(recipe.base, recipe.revision)
+    folder, checkpoint = base.folder, base.checkpoint
     tokenizer = load_tokenizer(folder)
     note = settle_template(tokenizer, recipe.data.chat_template) if has_chat(recipe) else None
     require_fitting_base(recipe.base, folder, tokenizer, recipe.data.sequence_length)
-    require_targets(folder, recipe.lora.target_modules)
+    require_targets(checkpoint, recipe.lora.target_modules)
     require_patterns(folder, recipe.lora.target_modules, recipe.bam.merge.weights_by_module)
     method, bits = recipe.bam.merge.method, recipe.quantization.bits
-    require_mergeable(folder, folder, Known(None), Front(recipe).adapter_config(), method, bits)
-    checkpoint = open_checkpoint(folder)
+    require_mergeable(folder, checkpoint, Known(None), Front(recipe).adapter_config(), method, bits)
     lines = [f"base        {recipe.base}: {_parameters(checkpoint):,} parameters"]
+    if base.missing_bytes:
+        lines.append(f"download    {base.missing_bytes / 1e9:.2f} GB, when the run starts; commit {base.commit}")
     lines += [f"chat        {note}"] if note else []
     column = recipe.data.slicing_column if slicing_of(recipe) == "by_column" else None
     lines += [f"target      {_describe_source(source, tokenizer, column)}" for source in recipe.data.target]
@@ -86,19 +89,8 @@ def check_recipe(recipe: Recipe) -> str:
         )
     require_groups(recipe)
     lines += _vocabulary_lines(recipe, folder) + data_lines(recipe, tokenizer) + _plan_lines(recipe)
-    lines += batch_lines(recipe, folder, _parameters(checkpoint)) + _disk_lines(recipe, folder, checkpoint)
+    lines += batch_lines(recipe, folder, _parameters(checkpoint)) + _disk_lines(recipe, base.weight_bytes, checkpoint)
     return "\n".join(lines)
-
-
-def _base_folder(recipe: Recipe) -> Path:
-    finished = Path(recipe.base)
-    if (finished / LEDGER_FILE).is_file():
-        if not (finished / "model" / "config.json").is_file():
-            raise UserError.of(
-                recipe.base, expected="a finished run", found="one that is not", remedy="Finish it first"
-            )
-        return finished / "model"
-    return find_base(recipe.base, recipe.revision).folder
 
 
 def _parameters(checkpoint: Checkpoint) -> int:
@@ -192,8 +184,7 @@ def _plan_lines(recipe: Recipe) -> list[str]:
     return lines
 
 
-def _disk_lines(recipe: Recipe, folder: Path, checkpoint: Checkpoint) -> list[str]:
-    weights = weight_bytes(folder)
+def _disk_lines(recipe: Recipe, weights: int, checkpoint: Checkpoint) -> list[str]:
     matrices = [r.shape for name, r in checkpoint.tensors().items() if len(r.shape) == 2 and "embed" not in name]
     adapter = sum(recipe.lora.r * (rows + columns) * 4 for rows, columns in matrices)
     # While one iteration's model is folded the one before it is still there; optimizer states are twice the adapter.

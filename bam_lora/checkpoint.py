@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from bam_lora.errors import UserError, first_line
+from bam_lora.hub import CONFIG as CONFIG
+from bam_lora.hub import INDEX as INDEX
+from bam_lora.hub import SINGLE as SINGLE
+from bam_lora.hub import fetch_files, fetch_model
+from bam_lora.hub_errors import Repository
 from bam_lora.safetensors_stream import Header, TensorRecord, read_header
 from bam_lora.store import MANIFEST, read_json, read_record
-
-CONFIG = "config.json"
-SINGLE = "model.safetensors"
-INDEX = "model.safetensors.index.json"
 
 TOKENIZER = (
     "tokenizer*",
@@ -74,12 +75,18 @@ def files_like(folder: Path, patterns: Sequence[str]) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in found)
 
 
-def open_checkpoint(folder: Path) -> Checkpoint:
+def open_checkpoint(folder: Path | Checkpoint, headers: Mapping[str, Header] | None = None) -> Checkpoint:
     """Reads the config, the index and every shard's header of a full-precision model folder.
+
+    Args:
+        folder: The folder; an open checkpoint is taken as it is.
+        headers: Headers by file name of shards that are elsewhere.
 
     Raises:
         UserError: If it is no such folder, is damaged, quantised, or its index or a link leads out of it.
     """
+    if isinstance(folder, Checkpoint):
+        return folder
     if not (folder / CONFIG).is_file():
         raise UserError.of(
             str(folder), expected=f"a model folder with {CONFIG}", found="none", remedy="Check the path of the base"
@@ -89,8 +96,9 @@ def open_checkpoint(folder: Path) -> Checkpoint:
         raise UserError.of(str(folder / CONFIG), expected="an object", found="none", remedy="Restore the file")
     if not isinstance(config.get("text_config"), dict | None):
         raise _no_object(folder / CONFIG, "text_config", config["text_config"])
-    index, files = _shard_files(folder)
-    shards = {name: read_header(path) for name, path in sorted(files.items())}
+    elsewhere = headers or {}
+    index, files = _shard_files(folder, elsewhere)
+    shards = {name: elsewhere.get(name) or read_header(path) for name, path in sorted(files.items())}
     _check_index(folder, index, shards)
     checkpoint = Checkpoint(folder, config, index, shards)
     for name in (CONFIG, *([] if index is None else [INDEX]), *checkpoint.companions()):
@@ -99,8 +107,10 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     return checkpoint
 
 
-def _shard_files(folder: Path) -> tuple[dict[str, Any] | None, dict[str, Path]]:
-    if (folder / SINGLE).is_file():  # transformers prefers it, too, where there is an index as well
+def _shard_files(folder: Path, elsewhere: Mapping[str, Header]) -> tuple[dict[str, Any] | None, dict[str, Path]]:
+    if (
+        SINGLE in elsewhere or (folder / SINGLE).is_file()
+    ):  # transformers prefers it, too, where there is an index as well
         return None, {SINGLE: folder / SINGLE}
     if not (folder / INDEX).is_file():
         legacy = sorted(path.name for path in folder.glob("pytorch_model*.bin"))
@@ -217,17 +227,9 @@ def local_folder(name: str | Path, patterns: Sequence[str]) -> Path:
         return path
     if isinstance(name, Path) or not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or name.startswith("."):
         raise UserError.of(str(name), expected="a folder or a Hub id", found="neither", remedy="Check the path")
-    import huggingface_hub  # heavy, and only needed here
-
-    try:
-        return Path(huggingface_hub.snapshot_download(name, allow_patterns=list(patterns)))
-    except Exception as error:  # its own families, and whatever the HTTP library calls a missing network
-        raise UserError.of(
-            str(name),
-            expected="a folder or a model on the Hub",
-            found=first_line(error),
-            remedy="Check the name, the network and your access to it",
-        ) from error
+    if CONFIG in patterns:
+        return fetch_model(Repository(name), patterns, weights="*.safetensors" in patterns).folder
+    return fetch_files(Repository(name), patterns, marker=patterns[0]).folder  # an adapter
 
 
 def claim_output(output: Path, artefact: str, *, keep: Sequence[Path]) -> Path:

@@ -19,6 +19,7 @@ from bam_lora.default_template import settle_template
 from bam_lora.errors import UserError
 from bam_lora.front import Front
 from bam_lora.growing import found_base, grow, run_windows, score_start
+from bam_lora.hub_pins import pinned
 from bam_lora.interrupt import StopRequest, stop_on_signals
 from bam_lora.ledger import LEDGER_FILE, Ledger
 from bam_lora.machine import import_training_libraries, spared_collections, use_one_gpu
@@ -106,7 +107,8 @@ def run(
         quiet_libraries()
         clock = StageClock()
         session = Session(directory.sessions, clock)
-        context = _prepare(directory, recipe, display, stop, front or Front(recipe), clock)
+        with pinned(directory.hub):
+            context = _prepare(directory, recipe, display, stop, front or Front(recipe), clock)
         with context.clock.stage("train"):
             import_training_libraries()
         with spared_collections():
@@ -209,9 +211,9 @@ def _open_base(directory: RunDirectory, recipe: Recipe, progress: RunProgress) -
     if chained:
         if not started:
             ledger.adopt(parent.root)
-        original = find_base(ledger.base["name"], ledger.base["revision"])
+        original = find_base(ledger.base["name"], ledger.base["revision"], progress.download)
     else:
-        original = find_base(recipe.base, ledger.base.get("revision") or recipe.revision)
+        original = find_base(recipe.base, ledger.base.get("revision") or recipe.revision, progress.download)
     ledger.verify(upto=0)  # what a finished run handed over; this run's own adapters are checked branch by branch
     files = file_hashes(original, directory.root)
     if ledger.base:

@@ -63,6 +63,16 @@ class RunProgress:
         else:
             self.say(text)
 
+    def download(self, name: str, done: int, total: int) -> None:
+        """How many bytes of what the run needs have come."""
+        text = f"downloading {name}: {done / 1e9:.2f} of {total / 1e9:.2f} GB"
+        now = time.monotonic()
+        if self._live:
+            self._bar.update(self._task, description=self._title + text, note="")
+        elif now - self._last_line >= _LOG_EVERY_SECONDS or done == total:
+            self._last_line = now
+            self.say(text)
+
     def branch_done(self, done_tokens: int) -> None:
         """Tokens of the run that are trained for good; the speed is measured afresh."""
         self._done_tokens = done_tokens

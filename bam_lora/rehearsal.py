@@ -16,7 +16,7 @@ import torch
 from bam_lora.adapter_config import is_inside
 from bam_lora.adapter_entries import entries_of
 from bam_lora.adapters import WEIGHTS_FILE, Adapter
-from bam_lora.checkpoint import open_checkpoint
+from bam_lora.checkpoint import Checkpoint, open_checkpoint
 from bam_lora.dense_methods import DENSE_METHODS
 from bam_lora.errors import UserError, first_line
 from bam_lora.fold_plan import Changes
@@ -35,7 +35,9 @@ class _Untrained(Adapter):
         return self.read(record)
 
 
-def require_mergeable(start: Path, original: Path, before: Changes, config: Any, method: str, bits: int) -> None:
+def require_mergeable(
+    start: Path, original: Path | Checkpoint, before: Changes, config: Any, method: str, bits: int
+) -> None:
     """Checks that what the branches will train can be merged and folded, where that is not plain LoRA added up.
 
     Args:

@@ -41,6 +41,11 @@ class RunDirectory:
         return self.root / "plan.json"
 
     @property
+    def hub(self) -> Path:
+        """At which commits the run reads the Hub."""
+        return self.root / "hub.json"
+
+    @property
     def environment(self) -> Path:
         """Versions, device and threads of the first session."""
         return self.root / "environment.json"

@@ -106,7 +106,7 @@ def read_header(path: Path) -> Header:
     metadata = entries.pop("__metadata__", None)
     if metadata is not None and not _is_text_map(metadata):
         raise damaged(path, "__metadata__ that maps text to text", repr(metadata)[:80])
-    tensors = _place(path, entries, data_start=8 + header_bytes, file_bytes=file_bytes)
+    tensors = place_tensors(path, entries, 8 + header_bytes, file_bytes)
     return Header(path, raw, tensors, metadata, file_bytes)
 
 
@@ -139,7 +139,7 @@ def _is_size(value: object) -> bool:
 
 
 def _entry(path: Path, name: str, value: object, data_start: int) -> TensorRecord:
-    """One header entry as a record; its own three fields are checked here, its place in `_place`."""
+    """One header entry as a record; its own three fields are checked here, its place in `place_tensors`."""
     fields = value if isinstance(value, dict) else {}
     dtype, shape, offsets = fields.get("dtype"), fields.get("shape"), fields.get("data_offsets")
     if not isinstance(dtype, str) or dtype not in DTYPE_BITS:
@@ -154,7 +154,8 @@ def _entry(path: Path, name: str, value: object, data_start: int) -> TensorRecor
     return TensorRecord(name, dtype, tuple(shape), data_start + offsets[0], data_start + offsets[1])
 
 
-def _place(path: Path, entries: Mapping[str, Any], *, data_start: int, file_bytes: int) -> dict[str, TensorRecord]:
+def place_tensors(path: Path, entries: Mapping[str, Any], data_start: int, file_bytes: int) -> dict[str, TensorRecord]:
+    """A header's entries as records; a UserError names one that is not inside the file, right after the one before."""
     records = [_entry(path, name, value, data_start) for name, value in entries.items()]
     records.sort(key=lambda record: (record.start, record.stop))
     position = data_start
@@ -163,9 +164,8 @@ def _place(path: Path, entries: Mapping[str, Any], *, data_start: int, file_byte
             problem = "overlaps the one before" if record.start < position else "leaves a gap before it"
             raise damaged(path, "tensors one after the other", f"tensor {record.name!r} {problem}")
         if record.stop > file_bytes:
-            raise damaged(
-                path, f"{record.stop} bytes or more, for tensor {record.name!r}", f"{file_bytes} bytes (truncated)"
-            )
+            needed = f"{record.stop} bytes or more, for tensor {record.name!r}"
+            raise damaged(path, needed, f"{file_bytes} bytes (truncated)")
         position = record.stop
     if position != file_bytes:
         raise damaged(path, f"{position} bytes", f"{file_bytes} bytes")

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bam_lora.errors import UserError, first_line
+from bam_lora.hub_data import hub_data, unreadable
+from bam_lora.hub_errors import Repository
 from bam_lora.store import hash_file
 
 if TYPE_CHECKING:
@@ -85,6 +87,7 @@ def open_source(
     arguments: dict[str, Any] = {"split": source.split, "streaming": streaming and "[" not in source.split}
     if not arguments["streaming"]:
         arguments["cache_dir"] = str(cache)
+    builder = None
     if source.is_local:
         if _is_saved_dataset(Path(source.path)):
             return OpenSource(_shuffled(_load_saved(source), shuffle), {"files": _hashes([Path(source.path)])})
@@ -97,12 +100,13 @@ def open_source(
             arguments["sample_by"] = "document"
         facts: dict[str, Any] = {"files": _hashes(files)}
     else:
-        builder = source.path
-        commit = commit or _hub_commit(source)
-        arguments.update(name=source.name, revision=commit)
-        facts = {"commit": commit}
+        data = hub_data(_repository(source), commit, streaming=arguments["streaming"])
+        facts = {"commit": data.at.revision}
     try:
-        return OpenSource(_shuffled(datasets.load_dataset(builder, **arguments), shuffle), facts)
+        rows = datasets.load_dataset(builder, **arguments) if builder else data.load(arguments, source.name, cache)
+        return OpenSource(_shuffled(rows, shuffle), facts)
+    except UserError:
+        raise
     except Exception as error:
         raise _unreadable(source, error) from error
 
@@ -249,21 +253,16 @@ def _load_saved(source: TextSource) -> Any:
     return loaded
 
 
-def _hub_commit(source: TextSource) -> str:
-    from huggingface_hub import HfApi
-
-    try:
-        return str(HfApi().dataset_info(source.path, revision=source.revision).sha)
-    except Exception as error:
-        raise _unreadable(source, error) from error
+def _repository(source: TextSource) -> Repository:
+    return Repository(source.path, source.revision, "dataset")
 
 
 def _unreadable(source: TextSource, error: Exception) -> UserError:
-    cause = first_line(error.__cause__ or error)
-    where = "the file" if source.is_local else "the Hub id, `name`, `split`, your access and the network"
+    if not source.is_local:
+        return unreadable(_repository(source), error)
     return UserError.of(
         source.path,
         expected="readable data",
-        found=f"{type(error).__name__}: {cause}",
-        remedy=f"Check {where}",
+        found=f"{type(error).__name__}: {first_line(error.__cause__ or error)}",
+        remedy="Check the file",
     )

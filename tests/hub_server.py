@@ -143,6 +143,10 @@ class LocalHub:
         repository.gated, repository.private = gated, private
         return repository.commit(files, message)
 
+    def commit_files(self, name: str, files: Files, kind: str = "model", message: str = "more") -> str:
+        """Another commit with these files beside, or in place of, those that are there."""
+        return self.repositories[kind, name].commit({**self.files(name, kind), **read_files(files)}, message)
+
     def files(self, name: str, kind: str = "model", revision: str = "main") -> dict[str, bytes]:
         """The files of a repository."""
         repository = self.repositories[kind, name]
@@ -164,6 +168,10 @@ class LocalHub:
     def fail(self, pattern: str, status: int, times: int = 1, **headers: str) -> None:
         """Answers 429, 500 and the like for paths that the regular expression finds."""
         self._troubles.append(_Trouble(pattern, times, status=status, headers=headers))
+
+    def heal(self) -> None:
+        """Nothing goes wrong any more."""
+        self._troubles.clear()
 
     def cut(self, request: Request) -> int | None:
         """After how many bytes this answer ends."""

@@ -11,6 +11,7 @@ from conftest import GERMAN, write_jsonl
 
 from bam_lora.data import Layout, TrainingSource, prepare
 from bam_lora.errors import UserError
+from bam_lora.hub_data import HubData
 from bam_lora.planning import _training_sources
 from bam_lora.recipe import Recipe, recipe_from_dict
 from bam_lora.sources import Shuffle, TextSource, open_source, read_texts
@@ -57,9 +58,9 @@ def test_only_as_much_is_read_as_the_budget_needs_and_only_once(
             read_rows.append(number)
             yield {"text": f"{number} {GERMAN[number % len(GERMAN)]}"}
 
-    monkeypatch.setattr(sources, "_hub_commit", lambda source: "commit")
+    monkeypatch.setattr(sources, "hub_data", lambda wanted, commit, streaming: HubData(wanted, None))
     monkeypatch.setattr(
-        datasets, "load_dataset", lambda builder, **options: datasets.IterableDataset.from_generator(rows)
+        datasets, "load_dataset", lambda path, name, **options: datasets.IterableDataset.from_generator(rows)
     )
     monkeypatch.setattr(data, "_BATCH_CHARACTERS", 2_000)
     tokenizer = AutoTokenizer.from_pretrained(tiny_base)
@@ -117,11 +118,10 @@ def test_an_extension_reads_on_in_the_same_order_at_the_same_commit() -> None:
 def test_a_commit_that_was_read_before_is_read_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import datasets
 
-    import bam_lora.sources as sources
-
     asked: list[Any] = []
-    monkeypatch.setattr(sources, "_hub_commit", lambda source: "newest")
-    monkeypatch.setattr(datasets, "load_dataset", lambda builder, **options: asked.append(options["revision"]) or [])
+    monkeypatch.setattr("bam_lora.hub_data.commit_of", lambda wanted: "newest")
+    monkeypatch.setattr("bam_lora.hub_data.probe", lambda at, file: None)
+    monkeypatch.setattr(datasets, "load_dataset", lambda path, **options: asked.append(options["revision"]) or [])
     for commit in (None, "abc"):
         opened = open_source(TextSource("org/web"), streaming=True, cache=tmp_path, commit=commit)
         assert opened.facts == {"commit": asked[-1]}

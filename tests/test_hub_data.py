@@ -1,0 +1,157 @@
+"""Data sets from the Hub in a recipe: at one commit, from the cache, gated; a whole run; and no token anywhere."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ENGLISH, GERMAN
+from hub_fixtures import PatchedHub, patch_libraries
+from hub_server import TOKENS
+
+from bam_lora.check import check_recipe
+from bam_lora.errors import Interrupted, UserError
+from bam_lora.loop import run
+from bam_lora.recipe import Recipe, recipe_from_dict
+from bam_lora.sources import TextSource, open_source, read_texts
+from bam_lora.store import read_record
+
+DATA = "org/stories"
+BASE = "org/tiny"
+
+
+def rows(texts: list[str]) -> list[dict[str, str]]:
+    return [{"text": text} for text in texts]
+
+
+def add_stories(hub: PatchedHub, **settings: Any) -> str:
+    english = {"train": rows(ENGLISH), "test": rows(ENGLISH[:6])}
+    german = {"train": rows(GERMAN), "test": rows(GERMAN[:6])}
+    return hub.add_dataset(DATA, {"de": german, "en": english}, **settings)
+
+
+def texts(source: TextSource, cache: Path, *, streaming: bool) -> list[str]:
+    opened = open_source(source, streaming=streaming, cache=cache)
+    return [text for _, text in read_texts(source, opened)]
+
+
+@pytest.mark.parametrize("format", ["parquet", "jsonl"])
+def test_configurations_splits_and_the_commit(hub: PatchedHub, tmp_path: Path, format: str) -> None:
+    first = add_stories(hub, format=format)
+    assert texts(TextSource(DATA, "en", "test"), tmp_path, streaming=True) == ENGLISH[:6]
+    assert texts(TextSource(DATA, "de", "train[:-6]"), tmp_path, streaming=True) == GERMAN[:-6]
+    hub.add_dataset(DATA, {"de": {"train": rows(["neu"])}}, format=format)
+    where = TextSource(DATA, "de", revision=first)
+    opened = open_source(where, streaming=True, cache=tmp_path)
+    assert opened.facts == {"commit": first}
+    assert next(read_texts(where, opened))[1] == GERMAN[0]
+
+
+def test_offline_a_data_set_is_read_from_the_cache_if_all_of_it_is_there(
+    hub: PatchedHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add_stories(hub)
+    source = TextSource(DATA, "en", "train[:5]")
+    assert texts(source, tmp_path / "a", streaming=False) == ENGLISH[:5]
+    hub.stop()
+    assert texts(source, tmp_path / "b", streaming=False) == ENGLISH[:5]
+    patch_libraries(monkeypatch, hub.url, hub.home, offline=True)
+    assert texts(source, tmp_path / "c", streaming=False) == ENGLISH[:5]
+    with pytest.raises(UserError, match=r"^org/stories: expected all of it in the cache.*--repo-type dataset"):
+        texts(TextSource(DATA, "de"), tmp_path / "d", streaming=True)
+    with pytest.raises(UserError, match=r"^org/never: expected all of it in the cache"):
+        texts(TextSource("org/never"), tmp_path / "d", streaming=True)
+    (cached,) = (hub.home / "hub" / "datasets--org--stories" / "snapshots").glob("*/en/test-*")
+    cached.unlink()  # as after a download that was interrupted
+    with pytest.raises(UserError, match=r"^org/stories: .*: en/test-.*parquet is missing"):
+        texts(source, tmp_path / "e", streaming=False)
+
+
+def test_what_is_wrong_with_a_data_set_is_one_line(hub: PatchedHub, tmp_path: Path) -> None:
+    add_stories(hub, gated=True)
+
+    def expect(source: TextSource, words: str) -> None:
+        with pytest.raises(UserError, match=f"^[^\n]*{words}[^\n]*$"):
+            texts(source, tmp_path, streaming=True)
+
+    page = f"{hub.url}/datasets/{DATA}"
+    expect(TextSource(DATA, "de"), f"org/stories: expected access to this gated data set, found no token. Open {page}")
+    hub.log_in("read")
+    expect(TextSource(DATA, "de"), "found a token whose account was not given it")
+    hub.log_in(hub.add_token("hf_test_allowed", user="somebody", access=(DATA,)))
+    assert texts(TextSource(DATA, "de", "test"), tmp_path, streaming=True) == GERMAN[:6]
+    expect(TextSource(DATA, "fr"), "org/stories: expected readable data, found .*'fr' not found. Available: .*de.*en")
+    expect(TextSource(DATA, "de", "nowhere"), "org/stories: expected readable data, found .*nowhere")
+    expect(TextSource(DATA, revision="v9"), "org/stories: expected the revision 'v9'")
+    expect(TextSource("org/storeys"), "org/storeys: expected a data set on the Hub, found no data set of that name")
+    hub.commit_files(DATA, {"stories.py": "raise SystemExit"}, kind="dataset")
+    expect(TextSource(DATA, "de"), "found one that needs its own code, which is not run.*refs/convert/parquet")
+
+
+def a_recipe(output: Path) -> Recipe:
+    sets = {
+        role: [{"path": DATA, "name": name, "split": "test", "set": name}]
+        for role, name in (("target", "de"), ("source", "en"))
+    }
+    return recipe_from_dict(
+        {
+            "base": BASE,
+            "output": str(output),
+            "data": {
+                "target": [{"path": DATA, "name": "de", "split": "train"}],
+                "replay": [{"path": DATA, "name": "en", "split": "train[:-6]"}],
+                "replay_share": 0.2,
+                "sequence_length": 64,
+            },
+            "bam": {"slices": 2, "branches": 2},
+            "lora": {"r": 2},
+            "quantization": {"bits": 16, "compute_dtype": "float32"},
+            "training": {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 1, "max_steps": 2},
+            "evaluation": {**sets, "precision": "16bit", "window_bytes": 64},
+        }
+    )
+
+
+def test_check_downloads_no_weights_and_says_how_much_a_run_will(
+    hub: PatchedHub, tiny_base: Path, tmp_path: Path
+) -> None:
+    commit = hub.add_model(BASE, tiny_base)
+    add_stories(hub)
+    told = check_recipe(a_recipe(tmp_path / "run"))
+    assert f"download    0.00 GB, when the run starts; commit {commit}" in told
+    assert {one.range for one in hub.requests("cdn.*model.safetensors", "GET")} == {"bytes=0-100000"}
+    assert not list(hub.home.rglob("*.safetensors"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_stays_at_its_commits_and_holds_no_token(
+    hub: PatchedHub, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = hub.add_model(BASE, tiny_base, gated=True)
+    data = add_stories(hub, private=True)
+    monkeypatch.setenv("HF_TOKEN", hub.add_token("hf_test_secret", access=(BASE, DATA)))
+    root = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr("bam_lora.loop.merge", lambda *given: (_ for _ in ()).throw(Interrupted("a test")))
+        with pytest.raises(Interrupted):
+            run(a_recipe(root))
+    hub.add_model(BASE, {**{p.name: p.read_bytes() for p in tiny_base.iterdir()}, "model.safetensors": b"other"})
+    hub.add_dataset(DATA, {"de": {"train": rows(["neu"])}, "en": {"train": rows(["new"])}}, private=True)
+    shutil.rmtree(root / "data" / "01")  # is made again, from the commit of the first time
+    shutil.rmtree(hub.home)
+    report = run(a_recipe(root))
+    assert report["status"]["finished"]
+    record = read_record(root / "hub.json")
+    assert record is not None
+    assert {one["commit"] for one in record["repositories"]} == {base, data}
+    assert {one["commit"] for one in report["data"]["sources"]} == {data}
+    assert (read_record(root / "ledger.json") or {})["base"]["revision"] == base
+    held = [path for path in [*root.rglob("*"), *tmp_path.glob("*.log")] if path.is_file()]
+    assert len(held) > 20
+    assert not [
+        path for path in held for token in ("hf_test_secret", *TOKENS.values()) if token.encode() in path.read_bytes()
+    ]
+    hub.stop()
+    assert run(a_recipe(root))["summary"] == report["summary"]
