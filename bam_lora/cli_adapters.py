@@ -10,6 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
+from bam_lora.cli_push import Exported, Public_, Push_, Revision_, push_result, require_sense
+
 Run_ = Annotated[Path, typer.Argument(help="Run directory.", metavar="RUN")]
 Adapters_ = Annotated[
     list[str], typer.Option("--adapter", metavar="A", help="PEFT LoRA adapter folder. May be repeated.")
@@ -187,7 +189,9 @@ def _echo_error(facts: dict[str, Any]) -> None:
 
 def export(
     run_directory: Run_,
-    output: Annotated[Path, typer.Option(help="New folder for the adapter, or with --chat-vector the model.")],
+    output: Annotated[
+        Path | None, typer.Option(help="New folder for the adapter, or with --chat-vector the model.")
+    ] = None,
     rank: Annotated[int | None, typer.Option(help="Recompress to this rank. Default: exact.")] = None,
     scale: Annotated[float, typer.Option(help="λ on all that the run has added.")] = 1.0,
     chat_vector: Annotated[
@@ -199,6 +203,9 @@ def export(
     ] = None,
     weight: Annotated[float, typer.Option(metavar="W", help="Factor of the chat vector.")] = 1.0,
     verify: Annotated[bool, typer.Option("--verify", help="Compare sampled rows of the model with float64.")] = False,
+    push: Push_ = None,
+    public: Public_ = None,
+    revision: Revision_ = None,
 ) -> None:
     """Writes a run as one PEFT LoRA adapter on its original base, to load with PEFT or serve beside the base.
 
@@ -208,36 +215,43 @@ def export(
     --chat-vector writes a model instead: the original base, all that the run has added, and W times INSTRUCT minus its
     base, rounded once, with the tokenizer and chat template of INSTRUCT.
 
+    --push uploads the run's model, or what --output names, with its card and report to the Hub.
+
     Example: bam-lora export runs/german --output german-lora --rank 128
 
     Example: bam-lora export runs/german --chat-vector meta-llama/Llama-3.1-8B-Instruct --output german-chat
+
+    Example: bam-lora export runs/german --push me/llama-german
     """
+    writes = Exported(output, rank, scale, chat_vector, against, weight, verify)
+    require_sense(writes, push=push, public=public, revision=revision)
+    note = None
     if chat_vector is not None:
-        _export_chat(run_directory, chat_vector, output, rank=rank, against=against, weight=weight, scale=scale,
-                     verify=verify)  # fmt: skip
-        return
-    _require_default("--against", against, None)
-    _require_default("--weight", weight, 1.0)
-    _require_default("--verify", verify, False)
+        assert output is not None
+        _export_chat(run_directory, chat_vector, output, against=against, weight=weight, scale=scale, verify=verify)
+        note = f"On top of the run: {weight:g} times what {chat_vector} has learned since its base (a chat vector)."
+    elif output is not None:
+        note = _export_adapter(run_directory, output, rank, scale)
+    if push is not None:
+        push_result(run_directory, push, folder=output, public=public, revision=revision, note=note)
+
+
+def _export_adapter(run: Path, output: Path, rank: int | None, scale: float) -> str:
     from bam_lora.export import export_adapter
 
-    facts = export_adapter(run_directory, output, rank=rank, scale=scale)
+    facts = export_adapter(run, output, rank=rank, scale=scale)
     typer.echo(f"{output}: rank {facts['rank']} on {facts['base']}, from a stacked rank of {facts['stacked_rank']}")
-    if rank is not None:
-        _echo_error(facts)
+    if rank is None:
+        return f"The run as one LoRA adapter, exact, of rank {facts['rank']}."
+    _echo_error(facts)
+    return f"The run as one LoRA adapter of rank {facts['rank']}; relative error of its delta {facts['error']:.2%}."
 
 
 def _export_chat(
-    run: Path, instruct: str, output: Path, *, rank: int | None, against: str | None, weight: float, scale: float,
-    verify: bool,
-) -> None:  # fmt: skip
+    run: Path, instruct: str, output: Path, *, against: str | None, weight: float, scale: float, verify: bool
+) -> None:
     from bam_lora.chat_vector import export_with_chat_vector
-    from bam_lora.errors import UserError
 
-    if rank is not None:
-        raise UserError.of(
-            "--rank", expected="none beside --chat-vector, which writes a model", found=str(rank), remedy="Leave it out"
-        )
     with _progress() as progress:
         facts = export_with_chat_vector(
             run, instruct, output, against=against, weight=weight, scale=scale, verify_rows=verify, progress=progress
@@ -245,12 +259,3 @@ def _export_chat(
     typer.echo(f"{output}: |ΔW| {facts['delta_norm']:.4g}, {facts['bytes'] / 1e9:.2f} GB in {facts['seconds']:.1f} s")
     if facts["verified"] is not None:
         _echo_verified(facts["verified"])
-
-
-def _require_default(option: str, value: object, default: object) -> None:
-    from bam_lora.errors import UserError
-
-    if value != default:
-        raise UserError.of(
-            option, expected="--chat-vector INSTRUCT with it", found="none", remedy="Name the instruct model"
-        )

@@ -43,7 +43,7 @@ def endpoint() -> str:
 
 def is_away(error: BaseException) -> bool:
     """Whether the Hub could not answer (offline, no connection, overloaded), so that the cache may."""
-    status = _status(error)
+    status = status_of(error)
     return bool({"OfflineModeIsEnabled", *_NO_CONNECTION, *_BROKEN} & _kinds(error)) or (
         status is not None and (status == 429 or status >= 500)
     )
@@ -61,7 +61,7 @@ def explain(error: BaseException, wanted: Repository) -> UserError:
 
 def known_trouble(error: BaseException, wanted: Repository) -> UserError | None:
     """The same, or None for what has nothing to do with the Hub's answers, the network or the disk."""
-    kinds, status = _kinds(error), _status(error)
+    kinds, status = _kinds(error), status_of(error)
     if _is_full(error):
         return disk_full(wanted)
     if "GatedRepoError" in kinds:
@@ -114,7 +114,7 @@ def _missing(wanted: Repository) -> UserError:
 
 
 def _unreachable(error: BaseException, wanted: Repository) -> UserError | None:
-    kinds, status = _kinds(error), _status(error)
+    kinds, status = _kinds(error), status_of(error)
     if "OfflineModeIsEnabled" in kinds or is_offline():
         return not_in_cache(wanted)
     if status == 429:
@@ -228,7 +228,8 @@ def _kinds(error: BaseException) -> set[str]:
     return {kind.__name__ for one in _chain(error) for kind in type(one).__mro__}
 
 
-def _status(error: BaseException) -> int | None:
+def status_of(error: BaseException) -> int | None:
+    """The HTTP status of the answer that an error, or one that led to it, is about."""
     for one in _chain(error):
         status = getattr(getattr(one, "response", None), "status_code", None)
         if isinstance(status, int):

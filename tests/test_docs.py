@@ -65,7 +65,7 @@ def options() -> dict[str, set[str]]:
     found = {}
     for name in names:
         command = group.get_command(None, name)  # type: ignore[attr-defined,arg-type]
-        found[name] = {option for parameter in command.params for option in parameter.opts}
+        found[name] = {option for one in command.params for option in [*one.opts, *one.secondary_opts]}
     return found
 
 
