@@ -105,12 +105,12 @@ def _commit_without(file: str, wanted: Repository, error: Any) -> str:
 
 def _cached_commit(wanted: Repository, file: str) -> str | None:
     """What a revision was when the cache saw it last."""
-    folder = cached_folder(wanted, [file])
+    folder = cached_folder(wanted, [file] if wanted.kind == "model" else [])
     return None if folder is None else folder.name
 
 
 def cached_folder(wanted: Repository, patterns: Sequence[str] | None = None) -> Path | None:
-    """The folder of a commit in the cache, as far as it is known whole for these files; None if there is none."""
+    """The folder of a commit in the cache; None if there is none, or it is known not to have all of these files."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 

@@ -51,8 +51,11 @@ class HubData:
         `datasets` finds a configuration's files by patterns, and refuses all where another one's are not there.
         """
         folder.mkdir(parents=True, exist_ok=True)
+        sizes = cached_sizes(self.at) or {}
+        if _CARD in sizes and not (cached / _CARD).is_file():  # which says what the configurations are
+            raise not_in_cache(self.at, _CARD)
         here = [path.relative_to(cached).as_posix() for path in cached.rglob("*") if path.is_file()]
-        for name in {*here, *(cached_sizes(self.at) or ())}:
+        for name in {*here, *sizes}:
             target = folder / name
             target.parent.mkdir(parents=True, exist_ok=True)
             if target.exists():
@@ -89,7 +92,7 @@ def hub_data(wanted: Repository, commit: str | None, *, streaming: bool) -> HubD
     except Exception as error:
         if not is_away(error):
             raise explain(error, at) from error
-        folder = cached_folder(at, [_CARD])
+        folder = cached_folder(at, [])
         if folder is None:
             raise explain(error, at) from error
         if not is_offline():

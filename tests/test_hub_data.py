@@ -10,6 +10,7 @@ import pytest
 from conftest import ENGLISH, GERMAN
 from hub_fixtures import PatchedHub, patch_libraries
 from hub_server import TOKENS
+from huggingface_hub import snapshot_download
 
 from bam_lora.check import check_recipe
 from bam_lora.errors import Interrupted, UserError
@@ -67,6 +68,26 @@ def test_offline_a_data_set_is_read_from_the_cache_if_all_of_it_is_there(
     cached.unlink()  # as after a download that was interrupted
     with pytest.raises(UserError, match=r"^org/stories: .*: en/test-.*parquet is missing"):
         texts(source, tmp_path / "e", streaming=False)
+
+
+def test_offline_what_was_fetched_by_hand_is_read(
+    hub: PatchedHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit = add_stories(hub)
+    hub.add_dataset("org/plain", {"default": {"train": rows(GERMAN)}}, layout="folders")
+    snapshot_download(DATA, repo_type="dataset", allow_patterns=["en/*"])
+    snapshot_download("org/plain", repo_type="dataset", allow_patterns=["data/*", "README.md"])
+    patch_libraries(monkeypatch, hub.url, hub.home, offline=True)
+    with pytest.raises(UserError, match=r"^org/stories: .*README.md is missing"):
+        texts(TextSource(DATA, "en", "test"), tmp_path / "a", streaming=True)
+    patch_libraries(monkeypatch, hub.url, hub.home)
+    snapshot_download(DATA, repo_type="dataset", allow_patterns=["README.md"])
+    patch_libraries(monkeypatch, hub.url, hub.home, offline=True)
+    assert texts(TextSource(DATA, "en", "test"), tmp_path / "b", streaming=True) == ENGLISH[:6]
+    assert texts(TextSource(DATA, "en", revision=commit), tmp_path / "c", streaming=True) == ENGLISH
+    assert texts(TextSource("org/plain"), tmp_path / "d", streaming=True) == GERMAN
+    with pytest.raises(UserError, match=r"^org/stories: .*de/train-.*is missing"):
+        texts(TextSource(DATA, "de"), tmp_path / "e", streaming=True)
 
 
 def test_what_is_wrong_with_a_data_set_is_one_line(hub: PatchedHub, tmp_path: Path) -> None:

@@ -151,6 +151,15 @@ def test_a_branch_and_an_adapter(hub: PatchedHub, finished: Path, tmp_path: Path
     ]  # fmt: skip
 
 
+def test_another_model_in_place_of_the_runs_own(hub: PatchedHub, finished: Path, tmp_path: Path) -> None:
+    hub.log_in("write")
+    shutil.copytree(finished / "model", tmp_path / "chat", ignore=shutil.ignore_patterns("README.md"))
+    push(finished, MINE, folder=tmp_path / "chat", note="On top of the run: a chat vector.")
+    card = hub.files(MINE)["README.md"].decode()
+    assert "adapted with bam_lora\n\nOn top of the run: a chat vector.\n\n" in card
+    assert "## Results" in card
+
+
 def test_what_may_not_be_pushed_is_refused_before_anything_is_sent(
     hub: PatchedHub, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
