@@ -93,7 +93,7 @@ def _gated(wanted: Repository, status: int | None) -> UserError:
     return UserError.of(
         wanted.name,
         expected=f"access to this gated {wanted.words}",
-        found="a token whose account was not given it" if has_token else "no token",
+        found="a token whose account has no access" if has_token else "no token",
         remedy=f"Open {wanted.page} "
         + ("with the account of that token, accept its terms (some owners answer by hand)" if has_token else
            f"and accept its terms, {_LOG_IN}") + f", {_AGAIN}",

@@ -14,8 +14,8 @@ from bam_lora.store import read_record, write_record
 class Pins:
     """The commits that a run reads repositories at, in a record of its own; looked up once, then kept."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, path: Path, *, enter: bool) -> None:
+        self._path, self._enter = path, enter
         record = read_record(path, "hub") or {"repositories": []}
         self._known = [(Repository(r["name"], r["revision"], r["kind"]), r["commit"]) for r in record["repositories"]]
 
@@ -25,6 +25,8 @@ class Pins:
 
     def put(self, wanted: Repository, commit: str) -> None:
         """Keeps a commit."""
+        if not self._enter:
+            return
         self._known.append((wanted, commit))
         listed = [{**vars(known), "commit": commit} for known, commit in self._known]
         write_record(self._path, "hub", {"format": 1, "repositories": listed})
@@ -34,9 +36,9 @@ PINS: ContextVar[Pins | None] = ContextVar("bam_lora_hub_pins", default=None)
 
 
 @contextlib.contextmanager
-def pinned(path: Path) -> Iterator[None]:
+def pinned(path: Path, *, enter: bool = True) -> Iterator[None]:
     """Reads every repository at the commit that the record at `path` has, or enters it there."""
-    token = PINS.set(Pins(path))
+    token = PINS.set(Pins(path, enter=enter))
     try:
         yield
     finally:

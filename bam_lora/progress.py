@@ -12,6 +12,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 
 _LOG_EVERY_SECONDS = 20.0
 _SPEED_WINDOW_SECONDS = 120.0
+_WORTH_A_LINE_BYTES = 10_000_000
 
 
 class RunProgress:
@@ -64,7 +65,9 @@ class RunProgress:
             self.say(text)
 
     def download(self, name: str, done: int, total: int) -> None:
-        """How many bytes of what the run needs have come."""
+        """How many bytes of what the run needs have come; small things are not worth a line."""
+        if total < _WORTH_A_LINE_BYTES:
+            return
         text = f"downloading {name}: {done / 1e9:.2f} of {total / 1e9:.2f} GB"
         now = time.monotonic()
         if self._live:

@@ -12,6 +12,7 @@ from transformers.trainer_utils import TrainOutput
 
 from bam_lora.bam_config import BamConfig
 from bam_lora.errors import UserError
+from bam_lora.hub_pins import pinned
 from bam_lora.loop import is_finished, run
 from bam_lora.plan import Plan
 from bam_lora.quiet import restored_libraries
@@ -98,7 +99,8 @@ class BamTrainer(ResultMethods):
             raise UserError.of("train_dataset", expected="a data set", found="none", remedy="Pass one")
         self._model = ModelSource.of(model, self.args, quantization_config, self.bam.base)
         self._trainer_cls = trainer_cls or SFTTrainer
-        self.processing_class = find_processing_class(processing_class, self._model)
+        with pinned(self.directory.hub, enter=False):  # what a run began with
+            self.processing_class = find_processing_class(processing_class, self._model)
         self.peft_config = default_peft(peft_config)
         self.train_dataset, self.eval_dataset = train_dataset, eval_dataset
         self.callbacks = [callback() if isinstance(callback, type) else callback for callback in callbacks or []]
@@ -251,7 +253,8 @@ class BamTrainer(ResultMethods):
 
     def _load(self) -> tuple[Path, Any]:
         """The folder of that model, and the model."""
-        folder = self.directory.model if is_finished(self.directory) else first_folder(self._model)
+        with pinned(self.directory.hub, enter=False):
+            folder = self.directory.model if is_finished(self.directory) else first_folder(self._model)
         if self._loaded is None or self._loaded[0] != folder:
             own = self._model.instance is not None and folder != self.directory.model
             self._loaded = (folder, self._model.first() if own else self._model.load(folder, self._how))

@@ -139,7 +139,7 @@ def test_gated_models_say_how_to_get_in(hub: PatchedHub, sharded: Path) -> None:
         with fails("org/tiny: expected access to this gated model, found no token", f"{hub.url}/org/tiny", "hf auth"):
             look(NAME)
     hub.log_in("read")
-    with fails("found a token whose account was not given it", f"Open {hub.url}/org/tiny with the account", "again"):
+    with fails("found a token whose account has no access", f"Open {hub.url}/org/tiny with the account", "again"):
         find_base(NAME)
     hub.log_in(hub.add_token("hf_test_allowed", user="somebody", access=(NAME,)))
     assert find_base(NAME).folder.is_dir()
@@ -232,3 +232,20 @@ def test_pins_keep_the_commit_of_the_first_look(hub: PatchedHub, sharded: Path, 
     record = read_record(tmp_path / "hub.json", "hub")
     assert record is not None
     assert record["repositories"][0] == {"name": NAME, "revision": None, "kind": "model", "commit": first}
+
+
+def test_a_script_that_is_started_again_has_the_tokenizer_it_began_with(
+    hub: PatchedHub, sharded: Path, tmp_path: Path
+) -> None:
+    from datasets import Dataset
+    from trl import SFTConfig
+
+    from bam_lora import BamTrainer
+
+    first = hub.add_model(NAME, sharded)
+    with pinned(tmp_path / "hub.json"):
+        commit_of(Repository(NAME))
+    hub.add_model(NAME, sharded, message="new")
+    args = SFTConfig(output_dir=str(tmp_path), max_length=64, bf16=False)
+    trainer = BamTrainer(NAME, args, train_dataset=Dataset.from_dict({"text": ["a"]}))
+    assert Path(trainer.processing_class.name_or_path).name == first

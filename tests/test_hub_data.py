@@ -100,7 +100,7 @@ def test_what_is_wrong_with_a_data_set_is_one_line(hub: PatchedHub, tmp_path: Pa
     page = f"{hub.url}/datasets/{DATA}"
     expect(TextSource(DATA, "de"), f"org/stories: expected access to this gated data set, found no token. Open {page}")
     hub.log_in("read")
-    expect(TextSource(DATA, "de"), "found a token whose account was not given it")
+    expect(TextSource(DATA, "de"), "found a token whose account has no access")
     hub.log_in(hub.add_token("hf_test_allowed", user="somebody", access=(DATA,)))
     assert texts(TextSource(DATA, "de", "test"), tmp_path, streaming=True) == GERMAN[:6]
     expect(TextSource(DATA, "fr"), "org/stories: expected readable data, found .*'fr' not found. Available: .*de.*en")

@@ -41,3 +41,17 @@ def test_a_terminal_gets_a_bar_that_goes_away() -> None:
         display.step("iteration 1/1, branch 1", 1, 2, 1.0, 50.0)
         display.say("base: german 4.4")
     assert "base: german 4.4" in stream.getvalue()
+
+
+def test_a_download_has_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = {"now": 1000.0}
+    monkeypatch.setattr(progress.time, "monotonic", lambda: clock["now"])
+    stream = io.StringIO()
+    with RunProgress(stream, live=False) as display:
+        display.download("org/tiny", 5_000, 5_000)
+        for done in range(0, 17):
+            display.download("org/model", done * 10**9, 16 * 10**9)
+            clock["now"] += 5
+    lines = stream.getvalue().splitlines()
+    assert lines[-1] == "[1:20] downloading org/model: 16.00 of 16.00 GB"
+    assert len(lines) == 5
