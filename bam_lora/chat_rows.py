@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from bam_lora.columns import chat_remedy, names
 from bam_lora.errors import UserError
 
 ASSISTANT = "assistant"
@@ -123,8 +124,8 @@ def read_row(row: Mapping[str, Any], place: str, column: str | None = None) -> C
     raise UserError.of(
         place,
         expected=f"chat data in columns {_SHAPES}",
-        found=f"columns {', '.join(sorted(row)) or 'none'}",
-        remedy="Rename the columns, or set `mode: text` for a source of plain text",
+        found=f"columns {names(row)}",
+        remedy=chat_remedy(row),
     )
 
 

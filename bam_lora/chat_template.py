@@ -51,6 +51,10 @@ class ChatTemplate:
         self.end_of_turn = self._find_end_of_turn()
         self._header = self._find_header()
 
+    def has_markers(self, tools: list[Any] | None = None) -> bool:
+        """Whether the template marks answers itself, by `{% generation %}`."""
+        return _MARKERS.search(self._tokenizer.get_chat_template(None, tools)) is not None
+
     @cached_property
     def _tokens(self) -> list[str]:
         """Tokens that stand by themselves in a text, the longest first."""
@@ -122,7 +126,7 @@ class ChatTemplate:
         """
         messages, tools, arguments = conversation.messages, conversation.tools, conversation.arguments
         before = self.render(messages[:index], tools, arguments, place, prompt=True)
-        if _MARKERS.search(self._tokenizer.get_chat_template(None, tools)):
+        if self.has_markers(tools):
             text, start = self._marked(conversation, index, place)
             shown = self._shown(conversation, index, place, before)
             start = max(start, len(shown)) if text.startswith(shown) else start

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import shutil
-import tempfile
-from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 from bam_lora.base import load_tokenizer, require_fitting_base, require_targets
-from bam_lora.chat import message_column
-from bam_lora.chat_encoder import ChatEncoder
 from bam_lora.check_batch import batch_lines
 from bam_lora.check_data import data_lines
+from bam_lora.check_rows import source_lines
+from bam_lora.check_template import template_lines
 from bam_lora.checkpoint import Checkpoint
 from bam_lora.default_template import settle_template
 from bam_lora.dense_methods import DENSE_METHODS
 from bam_lora.difference import Known
-from bam_lora.errors import UserError
 from bam_lora.fold_plan import EMBEDDING_NAMES
 from bam_lora.front import Front
 from bam_lora.grown_tokenizer import open_backend
@@ -27,30 +22,26 @@ from bam_lora.hub_metadata import base_metadata
 from bam_lora.ledger import LEDGER_FILE
 from bam_lora.module_weights import require_patterns
 from bam_lora.plan import describe_merge, iteration_count, merge_settings
-from bam_lora.planning import require_groups, slicing_of
+from bam_lora.planning import require_groups
 from bam_lora.quiet import quiet_libraries
-from bam_lora.recipe import EvaluationSource, Recipe, Source
+from bam_lora.recipe import Recipe
 from bam_lora.recipe_chat import has_chat
 from bam_lora.rehearsal import require_mergeable
 from bam_lora.rundir import require_own
-from bam_lora.slice_groups import ColumnValues
-from bam_lora.sources import open_source, read_rows, read_texts, text_source
 from bam_lora.store import require_space
 from bam_lora.token_learning import require_bpe
 from bam_lora.vocabulary import require_fresh_base
 
-_SAMPLE_DOCUMENTS = 50
-_EXCERPT_CHARACTERS = 70
 
-
-def check_recipe(recipe: Recipe) -> str:
+def check_recipe(recipe: Recipe, *, colour: bool = False) -> str:
     """Looks at everything a recipe names and says what a run will do.
 
     Args:
         recipe: A valid recipe.
+        colour: Mark the trained tokens by colour, for a terminal, not by brackets.
 
     Returns:
-        Lines for the terminal: base, sources with their tokens per byte, iterations, disk.
+        Lines for the terminal: base, sources with their columns and a row, iterations, disk.
 
     Raises:
         UserError: If the run could not work: base or data missing, no EOS, sequences beyond the base's context.
@@ -69,15 +60,8 @@ def check_recipe(recipe: Recipe) -> str:
     lines = [f"base        {recipe.base}: {_parameters(checkpoint):,} parameters"]
     if base.missing_bytes:
         lines.append(f"download    {base.missing_bytes / 1e9:.2f} GB, when the run starts; commit {base.commit}")
-    lines += [f"chat        {note}"] if note else []
-    column = recipe.data.slicing_column if slicing_of(recipe) == "by_column" else None
-    lines += [f"target      {_describe_source(source, tokenizer, column)}" for source in recipe.data.target]
-    lines += [f"replay      {_describe_source(source, tokenizer)}" for source in recipe.data.replay]
-    chosen_by = [*recipe.selection.target, *recipe.selection.source]
-    for role, sets in (
-        ("learning", recipe.evaluation.target), ("forgetting", recipe.evaluation.source), ("selection", chosen_by),
-    ):  # fmt: skip
-        lines += [f"{role:11} {_describe_source(source, tokenizer)}" for source in sets]
+    lines += template_lines(tokenizer, note) if has_chat(recipe) else []
+    lines += source_lines(recipe, tokenizer, colour=colour)
     if not recipe.data.replay:
         lines.append(
             "note        without replay much is forgotten: a tenth of the tokens in text like the base's own under "
@@ -101,51 +85,6 @@ def _parameters(checkpoint: Checkpoint) -> int:
             count *= size
         total += count
     return total
-
-
-def _describe_source(source: Source | EvaluationSource, tokenizer: Any, column: str | None = None) -> str:
-    where = text_source(source)
-    with tempfile.TemporaryDirectory() as cache:
-        opened = open_source(where, streaming=True, cache=Path(cache))
-        values = ColumnValues(where, column) if column is not None else None
-        note = values.note if values is not None else None
-        if where.mode == "chat":
-            rows = itertools.islice(read_rows(where, opened, note=note), _SAMPLE_DOCUMENTS)
-            described = _describe_chat(source, rows, tokenizer)
-            return described + (f"; {column} {', '.join(values.names)} at its start" if values is not None else "")
-        texts = [text for _, text in itertools.islice(read_texts(where, opened, note=note), _SAMPLE_DOCUMENTS)]
-    if not texts:
-        raise UserError.of(source.path, expected="text", found="no rows with text", remedy="Check split and column")
-    size = sum(len(text.encode()) for text in texts)
-    tokens = sum(len(ids) for ids in tokenizer(texts, verbose=False)["input_ids"])
-    excerpt = " ".join(texts[0].split())[:_EXCERPT_CHARACTERS]
-    limit = getattr(source, "tokens", None)
-    amount = f"at most {limit:,} tokens, " if limit else ""
-    groups = f"{column} {', '.join(values.names)} at its start; " if values is not None else ""
-    return f"{source.path}: {amount}{size / tokens:.2f} bytes per token; {groups}starts “{excerpt}…”"
-
-
-def _describe_chat(
-    source: Source | EvaluationSource, rows: Iterable[tuple[int, Mapping[str, Any]]], tokenizer: Any
-) -> str:
-    """The first answer as it is trained, and how much of the conversations is answers."""
-    encoder, column = ChatEncoder(tokenizer), message_column(text_source(source))
-    found = [
-        sequence
-        for number, row in rows
-        for sequence in encoder.row(row, f"{source.path}, row {number + 1}", column=column).sequences
-    ]
-    if not found:
-        raise UserError.of(
-            source.path, expected="conversations with answers", found="none", remedy="Check split and column"
-        )
-    tokens = sum(len(sequence.input_ids) for sequence in found)
-    trained = sum(sum(sequence.mask) for sequence in found)
-    first = [token for token, mark in zip(found[0].input_ids, found[0].mask, strict=True) if mark]
-    excerpt = " ".join(tokenizer.decode(first).split())[:_EXCERPT_CHARACTERS]
-    limit = getattr(source, "tokens", None)
-    amount = f"at most {limit:,} tokens, " if limit else ""
-    return f"{source.path}: {amount}{trained / tokens:.0%} of the tokens are answers; the first is “{excerpt}…”"
 
 
 def _vocabulary_lines(recipe: Recipe, folder: Path) -> list[str]:

@@ -74,8 +74,9 @@ def check(
     status 1 if it cannot work.
     """
     from bam_lora.check import check_recipe
+    from bam_lora.marked_text import wants_colour
 
-    typer.echo(check_recipe(_load(recipe, overrides, output)))
+    typer.echo(check_recipe(_load(recipe, overrides, output), colour=wants_colour()))
 
 
 @app.command()

@@ -14,6 +14,7 @@ import typer
 
 from bam_lora.errors import Interrupted, UserError, first_line
 from bam_lora.quiet import quiet
+from bam_lora.terminal_text import escaped
 
 VERBOSE = "BAM_LORA_VERBOSE"
 _LESS = (
@@ -48,7 +49,8 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
 def _fail(message: str, status: int) -> None:
     if os.environ.get(VERBOSE):
         traceback.print_exc()
-    typer.echo(f"error: {message}" if status == 1 else message, err=True)
+    shown = "\n".join(map(escaped, message.split("\n")))  # it may quote a data set
+    typer.echo(f"error: {shown}" if status == 1 else shown, err=True)
     raise typer.Exit(status) from None
 
 

@@ -19,6 +19,7 @@ from bam_lora.contamination import HeldOutText
 from bam_lora.duplicates import Fingerprints, SeenDocuments, fingerprints, join, load, save
 from bam_lora.errors import UserError
 from bam_lora.store import digest
+from bam_lora.terminal_text import escaped
 from bam_lora.text_filters import FilterRules, broken_rule
 from bam_lora.word_hashes import Words, hash_words
 
@@ -219,7 +220,7 @@ def describe_example(example: dict[str, Any]) -> str:
     """An example of contamination in words."""
     return (
         f"row {example['row'] + 1} holds document {example['document'] + 1} of {example['kind']} set "
-        f"{example['set']!r}, “{example['excerpt']}…”"
+        f"{example['set']!r}, “{escaped(example['excerpt'])}…”"
     )
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bam_lora import columns
 from bam_lora.errors import UserError, first_line
 from bam_lora.hub_data import hub_data, unreadable
 from bam_lora.hub_errors import Repository
@@ -139,8 +140,8 @@ def read_texts(
             raise UserError.of(
                 source.path,
                 expected=f"a column {source.text!r}",
-                found=f"columns {', '.join(sorted(row))}",
-                remedy="Name the column with the text in this source's `text:`",
+                found=f"columns {columns.names(row)}",
+                remedy=columns.text_remedy(row),
             )
         text = row[source.text]
         if text is not None and not isinstance(text, str):

@@ -25,6 +25,7 @@ from bam_lora.rundir import RunDirectory
 from bam_lora.scoring import FoundBase, Windowed, sample_texts, score_sets
 from bam_lora.stage_clock import StageClock
 from bam_lora.store import digest, link_or_copy, new_folder, read_record, seal, verify, write_record
+from bam_lora.terminal_text import escaped
 from bam_lora.views import adapted, count_linear_modules
 
 
@@ -120,7 +121,7 @@ def train(context: Context, branch: BranchPlan, tokens_before: int) -> None:
         progress.stage(f"{label}: loading the base")
         model = context.model(branch.iteration - 1, context.training_load)
         job = BranchJob(
-            label=f"{label}, slice {branch.slice}" + (f" ({branch.group})" if branch.group else ""),
+            label=f"{label}, slice {branch.slice}" + (f" ({escaped(branch.group)})" if branch.group else ""),
             key=key,
             steps=branch.steps,
             tokens=branch.tokens,

@@ -9,6 +9,7 @@ from typing import Any
 from bam_lora.errors import UserError
 from bam_lora.report.format import scores_line
 from bam_lora.store import MANIFEST, read_record
+from bam_lora.terminal_text import escaped
 
 
 def describe_run(root: Path) -> str:
@@ -35,7 +36,7 @@ def describe_run(root: Path) -> str:
     for branch in branches:
         step = _newest_step(root, branch)
         if step and not _branch_done(root, branch):
-            group = f" ({branch['group']})" if branch.get("group") else ""
+            group = f" ({escaped(branch['group'])})" if branch.get("group") else ""
             place = f"iteration {branch['iteration']}, branch {branch['branch']}{group}"
             lines.append(f"  under way  {place}: step {step} of {branch['steps']}")
     scores = _newest_scores(root, plan)
