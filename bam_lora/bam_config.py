@@ -35,6 +35,9 @@ class BamConfig:
         documents: Score only the first so many examples of each evaluation set.
         samples: Prompts that base and result continue, shown in the report.
         keep: A recipe's `keep`: which folded bases stay on disk.
+        max_hours: Wall-clock hours over all sittings; no iteration begins that would not end within them.
+        max_tokens: Training tokens, such as 50_000_000 or "50M"; the run ends after the last iteration within them.
+            Raised, either goes on where the run ended.
     """
 
     slices: int = 8
@@ -54,6 +57,8 @@ class BamConfig:
     documents: int | None = None
     samples: Sequence[str] = ()
     keep: Mapping[str, Any] = field(default_factory=dict)
+    max_hours: float | None = None
+    max_tokens: int | str | None = None
 
     @classmethod
     def of(cls, given: BamConfig | Mapping[str, Any] | None) -> BamConfig:

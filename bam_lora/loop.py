@@ -15,6 +15,7 @@ from bam_lora.base import (
     require_targets,
     weight_bytes,
 )
+from bam_lora.budget import Budget
 from bam_lora.default_template import settle_template
 from bam_lora.errors import UserError
 from bam_lora.front import Front
@@ -22,6 +23,7 @@ from bam_lora.growing import found_base, grow, run_windows, score_start
 from bam_lora.hub_pins import pinned
 from bam_lora.interrupt import StopRequest, stop_on_signals
 from bam_lora.ledger import LEDGER_FILE, Ledger
+from bam_lora.limits import Ended, read_ended, still_ended, within
 from bam_lora.machine import import_training_libraries, spared_collections, use_one_gpu
 from bam_lora.merging import merge
 from bam_lora.module_weights import require_patterns
@@ -35,7 +37,6 @@ from bam_lora.report import collect, model_card, write_report
 from bam_lora.report.chain import chain_of
 from bam_lora.rundir import (
     RunDirectory,
-    Session,
     check_recipe_of,
     fix_threads,
     is_fresh,
@@ -47,6 +48,7 @@ from bam_lora.rundir import (
 )
 from bam_lora.scoring_sets import check_selection, selection_windows
 from bam_lora.screening import held_out_sets
+from bam_lora.session import Session
 from bam_lora.stage_clock import StageClock
 from bam_lora.stages import (
     Context,
@@ -93,16 +95,20 @@ def run(
     use_one_gpu()
     root = Path(output or recipe.output).expanduser().resolve()
     with locked(root) as directory, stop_on_signals() as stop, progress or RunProgress() as display:
-        finished = is_finished(directory)
-        check_recipe_of(directory, recipe, extend=extend, finished=finished)
+        finished, ended = is_finished(directory), read_ended(directory.root)
+        check_recipe_of(directory, recipe, extend=extend, finished=finished and ended is None)
         if finished and _is_planned(directory, recipe):
-            display.say(f"{root}: all is done; the model is in {directory.model}")
-            return write_report(root)
+            held = None if ended is None else still_ended(directory.root, ended, recipe.limits)
+            if ended is None or held is not None:
+                if held is not None:
+                    keep_recipe(directory, recipe)  # the limits that hold it now
+                display.say(f"{root}: {_all_done(held)}; the model is in {directory.model}")
+                return write_report(root)
         if is_fresh(directory):
             for path in (directory.root / LEDGER_FILE, directory.chain):  # of a first start that came no further
                 path.unlink(missing_ok=True)
             keep_recipe(directory, recipe)
-        for path in (directory.shrink, directory.baseline):  # of the result before an extension
+        for path in (directory.shrink, directory.baseline, directory.limits):  # of the result before what now comes
             path.unlink(missing_ok=True)
         quiet_libraries()
         clock = StageClock()
@@ -116,7 +122,9 @@ def run(
             _finish(context)
         session.update()
         report = write_report(root)
-        display.say(f"done: the model is in {directory.model}, the report in {root / 'report.html'}")
+        where = f"the model is in {directory.model}, the report in {root / 'report.html'}"
+        ended = read_ended(directory.root)
+        display.say(f"done: {where}" if ended is None else f"{_all_done(ended)}; {where}")
         return report
 
 
@@ -126,7 +134,7 @@ def is_finished(directory: RunDirectory) -> bool:
         return False
     plan = read_record(directory.plan)
     ledger = Ledger.load(directory.root)
-    if plan is None or len(plan["iterations"]) != len(ledger.iterations):
+    if plan is None or (len(plan["iterations"]) != len(ledger.iterations) and read_ended(directory.root) is None):
         return False
     records = [directory.environment, directory.sessions, directory.samples, directory.result]
     records += [directory.iteration(n) / "merge.json" for n in range(1, len(ledger.iterations) + 1)]
@@ -142,6 +150,13 @@ def is_finished(directory: RunDirectory) -> bool:
 def _is_planned(directory: RunDirectory, recipe: Recipe) -> bool:
     plan = read_record(directory.plan)
     return plan is not None and plan["recipe"] == recipe_key(recipe)
+
+
+def _all_done(ended: Ended | None) -> str:
+    """What to say of a run that is finished."""
+    if ended is None:
+        return "all is done"
+    return f"finished within its limits; {ended}; --set {ended.enough} or more goes on from there"
 
 
 def _prepare(
@@ -178,8 +193,8 @@ def _prepare(
     with clock.stage("data"):
         plan = settle_plan(directory, recipe, tokenizer, ledger.key(0), progress, threads, front, held_out)
     keep_recipe(directory, recipe)
-    progress.plan(plan.tokens)
-    progress.say(describe(plan))
+    progress.plan(within(plan, recipe.limits).tokens)
+    progress.say(describe(plan, recipe.limits))
     return Context(
         directory,
         recipe,
@@ -235,15 +250,21 @@ def _open_base(directory: RunDirectory, recipe: Recipe, progress: RunProgress) -
 
 
 def _iterate(context: Context, session: Session) -> None:
-    """The loop itself: branch, merge, fold, score, until the slices are used up."""
+    """The loop itself: branch, merge, fold, score, until the slices are used up or the recipe's limits reached."""
     score_start(context)
     write_samples(context, 0)
     tokens = 0
-    for iteration in context.plan.iterations:
+    plan = context.plan
+    budget = Budget(context.recipe.limits, context.directory, plan, session)
+    for iteration in plan.iterations:
+        if budget.ends_before(iteration):
+            context.plan = plan.first(iteration.iteration - 1)
+            base_folder(context, iteration.iteration - 1)
+            return
         number = iteration.iteration
         for branch in iteration.branches:
             context.stop.check()
-            train(context, branch, tokens)
+            train(context, branch, tokens, budget.step)
             tokens += branch.tokens
             session.update()
             context.stop.check()

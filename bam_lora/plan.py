@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from bam_lora.errors import UserError
@@ -87,6 +87,10 @@ class Plan:
     def all_branches(self) -> list[BranchPlan]:
         """Every branch of every iteration, in the order in which they are trained."""
         return [branch for iteration in self.iterations for branch in iteration.branches]
+
+    def first(self, count: int) -> Plan:
+        """The plan as far as its first iterations go."""
+        return replace(self, iterations=self.iterations[:count])
 
     def to_json(self) -> dict[str, Any]:
         """The plan in plain JSON types, as `plan.json` holds it."""

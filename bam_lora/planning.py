@@ -11,12 +11,14 @@ from bam_lora.data import Layout, TrainingSource, prepare, tokenizer_digest
 from bam_lora.errors import UserError
 from bam_lora.front import Front
 from bam_lora.language_samples import compare_languages
+from bam_lora.limits import describe_limits, require_first
 from bam_lora.merge_weights import resolve_weights
 from bam_lora.module_weights import resolve_by_module
 from bam_lora.plan import Plan, SlicePlan, derive_seed, describe_merge, make_plan
 from bam_lora.progress import RunProgress
 from bam_lora.recipe import Recipe, Source
 from bam_lora.recipe_chat import has_chat
+from bam_lora.recipe_limits import Limits
 from bam_lora.rundir import RunDirectory, recipe_key
 from bam_lora.screening import filter_rules, findings, screening_of
 from bam_lora.slice_groups import GROUPED, dataset_names
@@ -66,6 +68,7 @@ def settle_plan(
     ]
     plan = make_plan(recipe, slices, base_key=base_key, earlier=earlier, count=front.epoch_steps)
     _require_sense(plan, front)
+    require_first(recipe.limits, plan)  # before the plan is there: until then the recipe may be changed
     parts = [*parts, part]
     write_record(directory.root / "data" / "facts.json", part["part"], {"seconds": sum(p["seconds"] for p in parts)})
     body = {**plan.to_json(), "recipe": recipe_key(recipe), "threads": threads, "parts": parts}
@@ -194,11 +197,12 @@ def _is(facts: dict[str, Any], where: TextSource) -> bool:
     return all(before[name] == value for name, value in vars(where).items())
 
 
-def describe(plan: Plan) -> str:
+def describe(plan: Plan, limits: Limits) -> str:
     """The plan in one line."""
     steps = [branch.steps for branch in plan.all_branches()]
+    limited = describe_limits(limits, plan)
     return (
         f"plan: {plan.strategy}, {plan.tokens:,} tokens in {plan.slices} slices, "
         f"{len(plan.iterations)} iterations of {plan.branches} branches, {sum(steps):,} steps in all; "
-        f"merged by {describe_merge(plan.iterations[-1].merge)}"
+        f"merged by {describe_merge(plan.iterations[-1].merge)}" + (f"; {limited}" if limited else "")
     )

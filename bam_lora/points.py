@@ -32,6 +32,7 @@ from bam_lora.growing import found_base, grow, run_windows
 from bam_lora.interrupt import StopRequest
 from bam_lora.ledger import Ledger
 from bam_lora.ledger_view import LedgerView
+from bam_lora.limits import reached
 from bam_lora.machine import release_memory
 from bam_lora.outline import Outline
 from bam_lora.plan import Plan
@@ -121,15 +122,16 @@ class PointScorer:
 
     def _finished_plan(self) -> Plan:
         record = read_whole_record(self.directory.plan)
-        planned = len(record["iterations"]) if record else 0
-        if record is None or len(self.ledger.iterations) != planned or not self.directory.model.is_dir():
+        plan = reached(self.directory.root, Plan.from_json(record)) if record else None
+        planned = len(plan.iterations) if plan else 0
+        if plan is None or len(self.ledger.iterations) != planned or not self.directory.model.is_dir():
             raise UserError.of(
                 str(self.directory.root),
                 expected="a finished run",
                 found=f"{len(self.ledger.iterations)} of {planned} iterations merged",
                 remedy="Finish it first with `bam-lora run`",
             )
-        return Plan.from_json(record)
+        return plan
 
     def score(
         self,

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from pydantic import ConfigDict, Field, model_validator
 
 from bam_lora import recipe_chat, recipe_rules, sft_arguments
+from bam_lora.recipe_limits import Limits
 from bam_lora.recipe_lora import Lora
 from bam_lora.recipe_merge import LearnedWeights, Outer, SearchedWeights
 from bam_lora.recipe_sources import EvaluationSource, Filters, Mode, Section, Source
@@ -249,6 +250,7 @@ class Recipe(Section):
         default=0, ge=0, lt=2**32, description="Seed of everything random: slicing, adapters, order of the data."
     )
     keep: Keep = Field(default=Keep(), description="What stays on disk.")
+    limits: Limits = Field(default=Limits(), description="How much the run may take.")
     script: dict[str, Any] | None = Field(
         default=None,
         description="What a `BamTrainer` was given, if one wrote this recipe; only its script can go on with the run.",

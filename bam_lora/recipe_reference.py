@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from bam_lora import recipe_lora, recipe_merge, recipe_sources, recipe_vocabulary
+from bam_lora import recipe_limits, recipe_lora, recipe_merge, recipe_sources, recipe_vocabulary
 from bam_lora import recipe_models as models
 from bam_lora.recipe_problems import describe
 from bam_lora.sft_arguments import OWNED, RENAMED
@@ -39,6 +39,7 @@ _SECTIONS: tuple[tuple[str, type[BaseModel]], ...] = (
     ),
     ("selection", models.Selection),
     ("keep", models.Keep),
+    ("limits", recipe_limits.Limits),
 )
 
 _INTRODUCTION = """# The recipe

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import datetime
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from bam_lora.attention import choose_attention
 from bam_lora.base import Loading, device
 from bam_lora.errors import UserError
-from bam_lora.machine import environment, peak_memory
+from bam_lora.machine import environment
 from bam_lora.recipe import Recipe, changed_keys, dump_recipe, load_recipe
-from bam_lora.stage_clock import StageClock
 from bam_lora.store import digest, read_record, sweep, write_record, write_text
 
 # What an extension of a finished run may change; the rest would make earlier iterations another run's.
 _EXTENSIBLE = ("data.target", "data.replay", "bam.slices", "training.")
-_HARMLESS = ("output", "keep.")
+_HARMLESS = ("output", "keep.", "limits.")
+_UNBINDING = ("output", "keep", "limits")  # sections that do not make a run another one
 _MARKS = ("plan.json", "ledger.json", "environment.json")  # a recipe.yaml alone may be a project of the user's
 
 
@@ -64,6 +61,11 @@ class RunDirectory:
     def samples(self) -> Path:
         """Texts written by base and result."""
         return self.root / "samples.json"
+
+    @property
+    def limits(self) -> Path:
+        """That the recipe's limits ended the run, if they did."""
+        return self.root / "limits.json"
 
     @property
     def model(self) -> Path:
@@ -267,29 +269,4 @@ def recipe_key(recipe: Recipe) -> str:
     merge["weights_by_module"] = list(merge["weights_by_module"].items())  # their order counts, as a mapping's does not
     if values["vocabulary"]["tokens"] is None:
         del values["vocabulary"]
-    return digest({name: value for name, value in values.items() if name not in ("output", "keep")})
-
-
-class Session:
-    """One start of the run: its times and peak memory, kept in `sessions.json` with those before it."""
-
-    def __init__(self, path: Path, clock: StageClock) -> None:
-        record = read_record(path) or {"sessions": []}
-        self._path = path
-        self._stages = clock
-        self._before: Sequence[dict[str, Any]] = record["sessions"]
-        self._started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        self._clock = time.monotonic()
-        self.update()
-
-    def update(self) -> None:
-        """Writes the session's figures so far; called after every step, so that a kill loses little."""
-        session = {
-            "started": self._started,
-            "ended": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "seconds": round(time.monotonic() - self._clock, 3),
-            "seconds_by_stage": {name: round(seconds, 3) for name, seconds in self._stages.seconds.items()},
-            "first_load_seconds": round(self._stages.first.get("load", 0.0), 3),
-            **peak_memory(),
-        }
-        write_record(self._path, "sessions", {"sessions": [*self._before, session]})
+    return digest({name: value for name, value in values.items() if name not in _UNBINDING})

@@ -33,6 +33,11 @@ class StageClock:
             self._stages.pop()
             self.first.setdefault(name, ended - started)
 
+    def so_far(self) -> dict[str, float]:
+        """Seconds of each stage so far, with those of the one that is going on."""
+        self._settle()
+        return dict(self.seconds)
+
     def _settle(self) -> float:
         """Gives the time since the last change to the stage that is going on; returns the time."""
         now = time.monotonic()

@@ -110,8 +110,8 @@ def base_folder(context: Context, iteration: int) -> Path:
     return context.directory.folded(iteration)
 
 
-def train(context: Context, branch: BranchPlan, tokens_before: int) -> None:
-    """Trains one branch, or finds it done."""
+def train(context: Context, branch: BranchPlan, tokens_before: int, watch: Callable[[float], None]) -> None:
+    """Trains one branch, or finds it done; `watch` is told the run's tokens after every step."""
     progress, recipe = context.progress, context.recipe
     folder = context.directory.branch(branch.iteration, branch.branch)
     # The plan's key, and the very base: on a GPU a branch that had to be trained again may differ in its last bits.
@@ -133,6 +133,7 @@ def train(context: Context, branch: BranchPlan, tokens_before: int) -> None:
         def on_step(step: int, loss: float | None) -> None:
             done = tokens_before + branch.tokens * step / branch.steps
             progress.step(label, step, branch.steps, loss, done)
+            watch(done)
 
         context.front.branch_begin(branch)
         make = context.front.trainer(context.directory, context.tokenizer, branch)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bam_lora.errors import UserError
+from bam_lora.limits import read_ended
 from bam_lora.report.format import scores_line
 from bam_lora.store import MANIFEST, read_record
 from bam_lora.terminal_text import escaped
@@ -27,7 +28,9 @@ def describe_run(root: Path) -> str:
     done = [branch for branch in branches if _branch_done(root, branch)]
     trained = sum(branch["tokens"] for branch in done)
     total = sum(branch["tokens"] for branch in branches)
-    finished = (root / "model" / MANIFEST).exists() and (root / "report.json").exists() and len(done) == len(branches)
+    ended = read_ended(root)
+    whole = len(done) == len(branches) or ended is not None
+    finished = whole and (root / "model" / MANIFEST).exists() and (root / "report.json").exists()
     lines = [
         f"{root}: {plan['strategy']}, {'finished' if finished else _lock_state(root)}",
         f"  trained    {len(done)} of {len(branches)} branches, {trained:,} of {total:,} tokens",
@@ -42,11 +45,14 @@ def describe_run(root: Path) -> str:
     scores = _newest_scores(root, plan)
     if scores:
         lines.append(f"  scores     {scores}")
+    again = ["bam-lora", "run", str(root / "recipe.yaml"), "--output", str(root)]
     if finished:
         lines.append(f"  model      {root / 'model'}")
-    else:
-        again = shlex.join(["bam-lora", "run", str(root / "recipe.yaml"), "--output", str(root)])
-        lines.append(f"  go on with: {again}")
+    if ended is not None:
+        lines.append(f"  limits     {ended}")
+        again += ["--set", ended.enough]
+    if ended is not None or not finished:
+        lines.append(f"  go on with: {shlex.join(again)}")
     return "\n".join(lines)
 
 

@@ -13,6 +13,7 @@ from transformers.trainer_utils import TrainOutput
 from bam_lora.bam_config import BamConfig
 from bam_lora.errors import UserError
 from bam_lora.hub_pins import pinned
+from bam_lora.limits import reached
 from bam_lora.loop import is_finished, run
 from bam_lora.plan import Plan
 from bam_lora.quiet import restored_libraries
@@ -215,7 +216,7 @@ class BamTrainer(ResultMethods):
     def _plan(self) -> Plan:
         record = read_record(self.directory.plan)
         assert record is not None
-        return Plan.from_json(record)
+        return reached(self.directory.root, Plan.from_json(record))
 
     def evaluate(self, eval_dataset: Any = None, metric_key_prefix: str = "eval") -> dict[str, float]:
         """Evaluates the run's result (before training: the base) as the trainer class does, and in bits per byte.

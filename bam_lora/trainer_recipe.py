@@ -73,6 +73,7 @@ def describe_run(
         "selection": _sets(selection),
         "seed": args.seed,
         "keep": dict(bam.keep),
+        "limits": {"hours": bam.max_hours, "tokens": bam.max_tokens},
         "script": {
             "trainer": trainer,
             "args": _arguments(args),

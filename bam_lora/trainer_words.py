@@ -21,6 +21,8 @@ _WORDS = (
     (r"\bbam\.merge\.(weights|scale)\b", r"BamConfig(\1)"),
     (r"\bbam\.merge(\.method)?(?=\W)", "BamConfig(merge)"),
     (r"\bbam\.(slices|branches|outer)\b", r"BamConfig(\1)"),
+    (r"--set limits\.(hours|tokens)=", r"BamConfig(max_\1)="),
+    (r"\blimits\.(hours|tokens)\b", r"BamConfig(max_\1)"),
     (r"\btraining\.", "args."),
     (r"\blora\.", "peft_config."),
     (r"\bselection\.(target|source)\b", r"selection_dataset['\1']"),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bam_lora.rundir import Session
+from bam_lora.session import Session
 from bam_lora.stage_clock import StageClock
 from bam_lora.store import read_record
 

@@ -44,14 +44,16 @@ def collect(run: Path) -> dict[str, Any]:
         raise UserError.of(str(run), expected="a run directory", found=found, remedy="Give the folder a run wrote")
     recipe = read_recipe(run / "recipe.yaml")
     plan = read_record(run / "plan.json") or {}
-    planned = plan.get("iterations", [])
+    ended = read_record(run / "limits.json")
+    planned = plan.get("iterations", [])[: ended["iteration"] if ended else None]
     evaluations = read_evaluations(run, planned)
     summary = _summary(run, evaluations)
     iterations = [_iteration(run, item, evaluations, summary) for item in planned]
     return {
         "format": FORMAT,
         **_identity(run, recipe, planned),
-        "status": _status(planned, iterations, evaluations),
+        "status": _status(planned, iterations, evaluations, ended),
+        "limits": ended,
         "evaluation": _settings(evaluations),
         "scores": _scores(evaluations),
         "summary": summary,
@@ -129,15 +131,16 @@ def _scores(evaluations: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _status(
-    planned: list[dict[str, Any]], iterations: list[dict[str, Any]], evaluations: list[dict[str, Any]]
-) -> dict[str, Any]:
-    """How far the run is; finished once every planned iteration is merged and, if at all, measured."""
+    planned: list[dict[str, Any]], iterations: list[dict[str, Any]], evaluations: list[dict[str, Any]],
+    ended: Mapping[str, Any] | None,
+) -> dict[str, Any]:  # fmt: skip
+    """How far the run is; finished once every iteration up to its end is merged and, if at all, measured."""
     done = sum(item["coefficients"] is not None for item in iterations)
     measured = max((e["iteration"] for e in evaluations if e["branch"] is None), default=None)
     return {
         "finished": bool(planned) and done == len(planned) and measured in (None, planned[-1]["iteration"]),
         "iterations_done": done,
-        "iterations_planned": len(planned) or None,
+        "iterations_planned": ended["planned"] if ended else len(planned) or None,
         "measured_iteration": measured,
     }
 

@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 # What may differ between runs of one group: it changes neither the data, nor the method, nor the settings.
-_FREE_KEYS = ("seed", "output", "keep")
+_FREE_KEYS = ("seed", "output", "keep", "limits")
 
 
 def grouped(recipes: Sequence[Mapping[str, Any]]) -> list[list[int]]:
-    """Sorts runs into groups whose resolved recipes are equal apart from `seed`, `output` and `keep`.
+    """Sorts runs into groups whose resolved recipes are equal apart from `seed`, `output`, `keep` and `limits`.
 
     Args:
         recipes: One resolved recipe a run.

@@ -93,7 +93,10 @@ def progress(report: Report) -> str:
     """How many iterations a run has, or how far it is."""
     status = report["status"]
     planned = status["iterations_planned"]
-    return str(planned) if status["finished"] else f"{status['iterations_done']} of {planned or '?'}, unfinished"
+    if status["finished"] and status["iterations_done"] == planned:
+        return str(planned)
+    why = "ended by its limits" if status["finished"] else "unfinished"
+    return f"{status['iterations_done']} of {planned or '?'}, {why}"
 
 
 def pairs_table(comparison: Mapping[str, Any]) -> Table:

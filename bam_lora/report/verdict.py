@@ -36,6 +36,8 @@ def _alone(report: Mapping[str, Any]) -> str:
     target = _change("The target", "improved", "worsened", summary, "target", summary["learned"])
     forgotten = summary["forgotten"]
     source = _change("the source", "improved", "worsened", summary, "source", None if forgotten is None else -forgotten)
+    if limits := report.get("limits"):
+        prefix += f"limits.{limits['by']} ended the run after iteration {limits['iteration']} of {limits['planned']}. "
     return f"{prefix}{target}; {source}."
 
 

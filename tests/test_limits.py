@@ -1,0 +1,333 @@
+"""Limits: a budget ends a run after a merge, and a higher one goes on as if it had not."""
+
+from __future__ import annotations
+
+import functools
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ENGLISH, GERMAN, write_jsonl
+from test_loop import recipe
+from typer.testing import CliRunner
+
+from bam_lora import loop
+from bam_lora.budget import Budget
+from bam_lora.cli import app
+from bam_lora.errors import UserError
+from bam_lora.limits import Ended, describe_limits, read_ended, require_first, within
+from bam_lora.loop import run
+from bam_lora.plan import BranchPlan, IterationPlan, Plan
+from bam_lora.recipe import Recipe, dump_recipe, load_recipe, recipe_from_dict
+from bam_lora.recipe_limits import Limits
+from bam_lora.report import render_text
+from bam_lora.rundir import RunDirectory, recipe_key
+from bam_lora.session import Session
+from bam_lora.shrink import shrink
+from bam_lora.stage_clock import StageClock
+from bam_lora.status import describe_run
+from bam_lora.store import hash_file, read_record, write_record
+
+HOUR = 3600.0
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("files")
+    write_jsonl(folder / "german.jsonl", GERMAN[:18])
+    write_jsonl(folder / "english.jsonl", ENGLISH[:18])
+    write_jsonl(folder / "german.test.jsonl", GERMAN[-2:])
+    write_jsonl(folder / "english.test.jsonl", ENGLISH[-2:])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def wanted(tiny_base: Path, files: Path) -> Callable[..., Recipe]:
+    """A recipe of three iterations of one branch, with limits."""
+
+    def make(**limits: Any) -> Recipe:
+        outer = {"learning_rate": 0.8, "momentum": 0.5}  # so that an iteration rests on all before it
+        bam = {"slices": 3, "branches": 1, "outer": outer}
+        return recipe(tiny_base, files, bam=bam, evaluation={"branches": False}, limits=limits)
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def whole(wanted: Callable[..., Recipe], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run without limits."""
+    root = tmp_path_factory.mktemp("runs") / "whole"
+    run(wanted(), root)
+    return root
+
+
+def tokens_of(root: Path) -> list[int]:
+    plan = read_record(root / "plan.json")
+    assert plan is not None
+    return [sum(branch["tokens"] for branch in one["branches"]) for one in plan["iterations"]]
+
+
+def hashes(root: Path) -> dict[str, str]:
+    """The result, the history and every adapter."""
+    kept = [*sorted(root.glob("iterations/*/branch-*/adapter/*")), *sorted((root / "model").glob("*.safetensors"))]
+    return {str(path.relative_to(root)): hash_file(path) for path in [*kept, root / "ledger.json"]}
+
+
+@pytest.fixture(scope="module")
+def ended(whole: Path, wanted: Callable[..., Recipe], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that may train the tokens of two iterations and a little more."""
+    root = tmp_path_factory.mktemp("runs") / "ended"
+    run(wanted(tokens=sum(tokens_of(whole)[:2]) + 5), root)
+    return root
+
+
+def test_the_plan_is_the_whole_runs_and_the_run_ends_after_a_merge(ended: Path, whole: Path) -> None:
+    assert tokens_of(ended) == tokens_of(whole)
+    assert not (ended / "iterations" / "03").exists()
+    (ledger,), (short,) = ([read_record(root / "ledger.json")] for root in (whole, ended))
+    assert ledger is not None
+    assert short is not None
+    assert short["iterations"] == ledger["iterations"][:2]
+    record = read_ended(ended)
+    assert record is not None
+    assert (record.by, record.iteration, record.planned) == ("tokens", 2, 3)
+    assert record.used_tokens + record.needed_tokens == sum(tokens_of(whole))
+    model = read_record(ended / "model" / "done.json")
+    assert model is not None
+    assert model["key"] == short["key"]
+    assert (ended / "model" / "README.md").is_file()
+
+
+def test_report_and_status_say_so(ended: Path, whole: Path) -> None:
+    report = json.loads((ended / "report.json").read_text())
+    assert report["status"] == {
+        "finished": True, "iterations_done": 2, "iterations_planned": 3, "measured_iteration": 2,
+    }  # fmt: skip
+    assert report["limits"]["by"] == "tokens"
+    assert len(report["iterations"]) == 2
+    assert report["summary"]["target_after"] is not None
+    assert report["cost"]["train_tokens"] == sum(tokens_of(whole)[:2])
+    text = render_text([report], None)
+    assert "limits.tokens ended the run after iteration 2 of 3. The target" in " ".join(text.split())
+    assert "2 of 3, ended by its limits" in text
+    assert json.loads((whole / "report.json").read_text())["limits"] is None
+    described = describe_run(ended)
+    assert "bam, finished" in described
+    assert "ended the run after iteration 2 of 3" in described
+    assert f"--set limits.tokens={sum(tokens_of(whole))}" in described
+    assert "limits" not in describe_run(whole)
+
+
+def test_the_same_command_and_too_small_a_raise_do_nothing(
+    ended: Path, wanted: Callable[..., Recipe], capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = hashes(ended)
+    sessions = (ended / "sessions.json").read_bytes()
+    limit = read_ended(ended)
+    assert limit is not None
+    run(wanted(tokens=int(limit.limit)), ended)
+    assert "finished within its limits; limits.tokens" in " ".join(capsys.readouterr().err.split())
+    run(wanted(tokens=int(limit.limit) + 1), ended)
+    assert hashes(ended) == before
+    assert (ended / "sessions.json").read_bytes() == sessions
+    raised = read_ended(ended)
+    assert raised is not None
+    assert raised.limit == limit.limit + 1
+    assert load_recipe(ended / "recipe.yaml").limits.tokens == limit.limit + 1
+
+
+def test_a_raised_limit_goes_on_as_if_there_had_been_none(
+    ended: Path, whole: Path, wanted: Callable[..., Recipe], tmp_path: Path
+) -> None:
+    root, file = tmp_path / "run", tmp_path / "recipe.yaml"
+    shutil.copytree(ended, root)
+    file.write_text(dump_recipe(wanted(tokens=sum(tokens_of(whole)[:2]))))
+    result = CliRunner().invoke(app, ["run", str(file), "--output", str(root), "--set", "limits.tokens=null"])
+    assert result.exit_code == 0, result.output
+    assert hashes(root) == hashes(whole)
+    assert not (root / "limits.json").exists()
+    report = json.loads((root / "report.json").read_text())
+    assert report["limits"] is None
+    assert report["status"]["iterations_done"] == 3
+    assert [score["bits_per_byte"] for score in report["scores"]] == [
+        score["bits_per_byte"] for score in json.loads((whole / "report.json").read_text())["scores"]
+    ]
+
+
+def test_what_reads_a_finished_run_takes_one_that_was_ended(ended: Path, tmp_path: Path) -> None:
+    root = tmp_path / "run"
+    shutil.copytree(ended, root)
+    shrink(root, [0.5])
+    assert read_record(root / "shrink.json") is not None
+
+
+def test_an_extension_wants_all_slices_trained(ended: Path, wanted: Callable[..., Recipe], tmp_path: Path) -> None:
+    root = tmp_path / "run"
+    shutil.copytree(ended, root)
+    values = {**wanted().resolved(), "bam": {**wanted().resolved()["bam"], "slices": 4}}
+    with pytest.raises(UserError, match="expected a finished run, found one that is not"):
+        run(recipe_from_dict(values), root, extend=True)
+
+
+def test_hours_count_all_sittings_and_end_the_run_after_a_merge(
+    wanted: Callable[..., Recipe], whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a clock on which an iteration takes an hour: within two and a half hours there is room for two."""
+    root = tmp_path / "run"
+
+    def now() -> float:
+        return HOUR * len(list(root.glob("iterations/*/merge.json")))
+
+    monkeypatch.setattr(loop, "Session", functools.partial(Session, now=now))
+    report = run(wanted(hours=2.5), root)
+    record = read_ended(root)
+    assert record is not None
+    assert (record.by, record.iteration, record.limit) == ("hours", 2, 2.5)
+    assert record.used_seconds == 2 * HOUR
+    assert record.needed_seconds == pytest.approx(HOUR, rel=0.05)  # slices differ by a few tokens
+    assert report["limits"]["by"] == "hours"
+    assert "2 h 00 min are used, another iteration takes about 1 h 0" in describe_run(root)
+    assert f"--set {record.enough}" in describe_run(root)
+    held = hashes(root)
+    run(wanted(hours=2.9), root)
+    assert hashes(root) == held
+    # The next sitting's clock begins at two hours, of which nothing is counted again; the day between is not counted.
+    run(wanted(hours=3.1), root)
+    assert hashes(root) == hashes(whole)
+
+
+class Clocked:
+    """A plan of three iterations of 1,000 tokens each, and a session whose time is set by hand."""
+
+    def __init__(self, root: Path, iterations: int = 3) -> None:
+        self.root, self.seconds = root, 0.0
+        self.plan = plan(iterations)
+        self.session = Session(root / "sessions.json", StageClock(), now=lambda: self.seconds)
+        write_record(root / "ledger.json", "key 0", {"format": 1, "base": {}, "inherited": [], "iterations": []})
+
+    def budget(self, **limits: Any) -> Budget:
+        return Budget(Limits(**limits), RunDirectory(self.root), self.plan, self.session)
+
+    def train(self, number: int, branches: int = 2) -> None:
+        for branch in range(1, branches + 1):
+            folder = self.root / "iterations" / f"{number:02}" / f"branch-{branch}"
+            folder.mkdir(parents=True)
+            write_record(folder / "done.json", "key", {"facts": {}})
+
+    def merge(self, number: int) -> None:
+        done = [{"iteration": one + 1} for one in range(number)]
+        write_record(
+            self.root / "ledger.json", f"key {number}",
+            {"format": 1, "base": {}, "inherited": [], "iterations": done},
+        )  # fmt: skip
+
+
+def plan(iterations: int) -> Plan:
+    def branch(iteration: int, number: int) -> BranchPlan:
+        return BranchPlan(
+            iteration=iteration, branch=number, slice=1, data="01", rows=(0, 1), target_tokens=500, replay_tokens=0,
+            tokens=500, sequences=1, steps=10, seed=0, key="",
+        )  # fmt: skip
+
+    numbers = range(1, iterations + 1)
+    return Plan("bam", 6, 2, 64, tuple(IterationPlan(n, (branch(n, 1), branch(n, 2)), {}) for n in numbers))
+
+
+def test_half_an_iteration_that_is_done_is_not_paid_again(tmp_path: Path) -> None:
+    clocked = Clocked(tmp_path)
+    clocked.train(1)
+    clocked.merge(1)
+    clocked.train(2, branches=1)
+    clocked.seconds = 1.5 * HOUR
+    assert not clocked.budget(hours=2.01).ends_before(clocked.plan.iterations[1])
+    assert clocked.budget(hours=1.99).ends_before(clocked.plan.iterations[1])
+    ended = read_ended(tmp_path)
+    assert ended is not None
+    assert ended.needed_seconds == pytest.approx(0.5 * HOUR)
+    assert not clocked.budget(hours=1.99).ends_before(clocked.plan.iterations[0])  # that is merged
+
+
+def test_a_slower_last_iteration_counts(tmp_path: Path) -> None:
+    clocked = Clocked(tmp_path)
+    budget = clocked.budget(hours=5.5)
+    for number, hours in ((1, 1.0), (2, 2.0)):
+        assert not budget.ends_before(clocked.plan.iterations[number - 1])
+        clocked.train(number)
+        clocked.merge(number)
+        clocked.seconds += hours * HOUR
+    assert not budget.ends_before(clocked.plan.iterations[2])  # 3 + 2, where the mean would be 1.5
+    clocked.seconds += 0.6 * HOUR
+    assert clocked.budget(hours=4.9).ends_before(clocked.plan.iterations[2])
+
+
+def test_preparing_data_is_not_part_of_the_pace(tmp_path: Path) -> None:
+    record = {"seconds": 3 * HOUR, "seconds_by_stage": {"data": 2 * HOUR, "train": HOUR}}
+    write_record(tmp_path / "sessions.json", "sessions", {"sessions": [record]})
+    clocked = Clocked(tmp_path)
+    clocked.train(1)
+    clocked.merge(1)
+    assert not clocked.budget(hours=4.1).ends_before(clocked.plan.iterations[1])
+    assert clocked.budget(hours=3.9).ends_before(clocked.plan.iterations[1])
+
+
+def test_a_first_iteration_that_cannot_end_in_time_is_refused_in_its_first_minutes(tmp_path: Path) -> None:
+    clocked = Clocked(tmp_path, iterations=1)
+    budget = clocked.budget(hours=1.0)
+    assert not budget.ends_before(clocked.plan.iterations[0])
+    clocked.seconds = 500.0  # loading, and a slow first step
+    budget.step(10)
+    clocked.seconds += 59.0
+    budget.step(20)  # too early to tell
+    clocked.seconds += 41.0
+    with pytest.raises(
+        UserError, match=r"limits\.hours: expected at least 1\.6, .* at 0\.20 tokens a second, found 1\. .*max_steps"
+    ):
+        budget.step(30)  # 20 tokens in 100 seconds: 4,850 seconds for the other 970
+    fits = clocked.budget(hours=1.6)
+    fits.step(30)
+    clocked.seconds += 100.0
+    fits.step(50)
+    clocked.seconds += 100.0 * HOUR
+    fits.step(60)  # an iteration that has begun is finished
+    with pytest.raises(UserError, match="expected time for a first iteration"):
+        clocked.budget(hours=1.6).ends_before(clocked.plan.iterations[0])
+
+
+def test_tokens_that_are_less_than_an_iteration_are_refused_before_training(
+    wanted: Callable[..., Recipe], files: Path, tiny_base: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=r"limits\.tokens: expected at least .* first iteration.*found 100\. .*slices"):
+        run(wanted(tokens=100), tmp_path / "bam")
+    assert not (tmp_path / "bam" / "plan.json").exists()  # so that the recipe may be put right
+    with pytest.raises(UserError, match=r"set training\.max_steps: 5, for which the learning-rate schedule"):
+        require_first(Limits(tokens=250), plan(1).first(1))
+    with pytest.raises(UserError, match="Raise it, or make iterations smaller"):
+        require_first(Limits(tokens=20), plan(1))
+
+
+def test_limits_do_not_make_another_run(wanted: Callable[..., Recipe]) -> None:
+    assert recipe_key(wanted(hours=1, tokens="50M")) == recipe_key(wanted())
+    assert wanted(tokens="50M").limits.tokens == 50_000_000
+    for wrong in ({"hours": 0}, {"tokens": 0}, {"days": 1}):
+        with pytest.raises(UserError, match="limits"):
+            wanted(**wrong)
+
+
+def test_the_plan_within_a_limit() -> None:
+    assert [len(within(plan(3), Limits(tokens=n)).iterations) for n in (999, 1000, 1999, 2000, 9999)] == [0, 1, 1, 2, 3]
+    assert within(plan(3), Limits()) == plan(3)
+    assert describe_limits(Limits(tokens=2500, hours=2), plan(3)) == (
+        "limits.tokens 2,500: 2 of 3 iterations, 2,000 tokens; limits.hours 2: as many iterations as that lets begin "
+        "and end"
+    )
+    assert describe_limits(Limits(), plan(3)) == ""
+
+
+@pytest.mark.parametrize(("used", "needed", "enough"), [(7200, 3600, "3.1"), (36, 36, "0.021"), (360_000, 0, "110")])
+def test_what_is_said_to_be_enough_is(used: float, needed: float, enough: str) -> None:
+    ended = Ended("hours", 1.0, 1, 2, 1, 1, used, needed)
+    assert ended.enough == f"limits.hours={enough}"
+    assert float(enough) * HOUR > used + needed
