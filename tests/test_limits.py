@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -331,3 +332,27 @@ def test_what_is_said_to_be_enough_is(used: float, needed: float, enough: str) -
     ended = Ended("hours", 1.0, 1, 2, 1, 1, used, needed)
     assert ended.enough == f"limits.hours={enough}"
     assert float(enough) * HOUR > used + needed
+
+
+def test_a_trainer_has_the_same_limits(tiny_base: Path, tmp_path: Path) -> None:
+    from trainer_runs import bam_trainer, rows
+
+    def trainer(**limits: Any) -> Any:
+        bam = {"slices": 2, "branches": 1, "score_branches": False, **limits}
+        return bam_trainer(tmp_path / "run", tiny_base, train_dataset=rows(GERMAN[:12]), bam=bam)
+
+    with pytest.raises(UserError, match=r"BamConfig\(max_hours\): expected"):
+        trainer(max_hours=-1)
+    with pytest.raises(UserError, match=r"BamConfig\(max_tokens\): expected at least .*found 10") as caught:
+        trainer(max_tokens=10).train()
+    enough = int(re.search(r"at least ([\d,]+)", str(caught.value))[1].replace(",", ""))  # type: ignore[index]
+    short = trainer(max_tokens=enough)
+    output = short.train()
+    assert len(tokens_of(tmp_path / "run")) == 2
+    assert read_ended(tmp_path / "run") is not None
+    assert (short.state.global_step, short.state.max_steps) == (output.global_step, output.global_step)
+    assert short.evaluate()["eval_target_bits_per_byte"] == pytest.approx(output.metrics["eval_target_bits_per_byte"])
+    trainer(max_tokens=enough).save_model(tmp_path / "saved")
+    assert (tmp_path / "saved" / "config.json").is_file()
+    assert trainer().train().global_step > output.global_step
+    assert read_ended(tmp_path / "run") is None
