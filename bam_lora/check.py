@@ -9,6 +9,7 @@ from pathlib import Path
 from bam_lora.base import load_tokenizer, require_fitting_base, require_targets
 from bam_lora.check_batch import batch_lines
 from bam_lora.check_data import data_lines
+from bam_lora.check_limits import limit_lines
 from bam_lora.check_rows import source_lines
 from bam_lora.check_template import template_lines
 from bam_lora.checkpoint import Checkpoint
@@ -99,6 +100,16 @@ def _vocabulary_lines(recipe: Recipe, folder: Path) -> list[str]:
     ]
 
 
+def _expected_tokens(recipe: Recipe, per_step: int) -> float | None:
+    """Training tokens of the whole run, where the recipe says how many there are."""
+    if recipe.training.max_steps > 0:
+        return recipe.training.max_steps * per_step
+    limits = [source.tokens for source in recipe.data.target if source.tokens is not None]
+    if len(limits) < len(recipe.data.target):
+        return None
+    return sum(limits) / (1 - recipe.data.replay_share) * recipe.training.num_train_epochs
+
+
 def _plan_lines(recipe: Recipe) -> list[str]:
     training = recipe.training
     per_step = training.per_device_train_batch_size * training.gradient_accumulation_steps * recipe.data.sequence_length
@@ -107,6 +118,7 @@ def _plan_lines(recipe: Recipe) -> list[str]:
         f"{iteration_count(recipe)} iterations; {per_step:,} tokens a step",
         f"merge       {describe_merge(merge_settings(recipe))}",
     ]
+    lines += limit_lines(recipe, _expected_tokens(recipe, per_step))
     limits = [source.tokens for source in recipe.data.target]
     if all(limit is not None for limit in limits):
         target = sum(limit for limit in limits if limit is not None)

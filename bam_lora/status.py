@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from bam_lora.errors import UserError
-from bam_lora.limits import read_ended
-from bam_lora.report.format import scores_line
+from bam_lora.limits import read_ended, session_seconds
+from bam_lora.report.format import duration, scores_line
+from bam_lora.report.records import read_recipe
 from bam_lora.store import MANIFEST, read_record
 from bam_lora.terminal_text import escaped
 
@@ -48,12 +49,26 @@ def describe_run(root: Path) -> str:
     again = ["bam-lora", "run", str(root / "recipe.yaml"), "--output", str(root)]
     if finished:
         lines.append(f"  model      {root / 'model'}")
+    if not finished and (budget := _budget(root, trained)):
+        lines.append(f"  limits     {budget}")
     if ended is not None:
         lines.append(f"  limits     {ended}")
         again += ["--set", ended.enough]
     if ended is not None or not finished:
         lines.append(f"  go on with: {shlex.join(again)}")
     return "\n".join(lines)
+
+
+def _budget(root: Path, trained: int) -> str:
+    """How much of the recipe's limits is used."""
+    limits = read_recipe(root / "recipe.yaml").get("limits") or {}
+    parts = []
+    if (hours := limits.get("hours")) is not None:
+        sessions = (read_record(root / "sessions.json") or {"sessions": []})["sessions"]
+        parts.append(f"{duration(session_seconds(sessions))} of {hours:g} hours used")
+    if (tokens := limits.get("tokens")) is not None:
+        parts.append(f"{trained:,} of {tokens:,} tokens used")
+    return "; ".join(parts)
 
 
 def _folder(root: Path, branch: dict[str, Any]) -> Path:

@@ -16,19 +16,17 @@ from test_loop import recipe
 from typer.testing import CliRunner
 
 from bam_lora import loop
-from bam_lora.budget import Budget
+from bam_lora.check import check_recipe
+from bam_lora.check_limits import limit_lines
 from bam_lora.cli import app
 from bam_lora.errors import UserError
-from bam_lora.limits import Ended, describe_limits, read_ended, require_first, within
+from bam_lora.limits import read_ended
 from bam_lora.loop import run
-from bam_lora.plan import BranchPlan, IterationPlan, Plan
 from bam_lora.recipe import Recipe, dump_recipe, load_recipe, recipe_from_dict
-from bam_lora.recipe_limits import Limits
 from bam_lora.report import render_text
-from bam_lora.rundir import RunDirectory, recipe_key
+from bam_lora.rundir import recipe_key
 from bam_lora.session import Session
 from bam_lora.shrink import shrink
-from bam_lora.stage_clock import StageClock
 from bam_lora.status import describe_run
 from bam_lora.store import hash_file, read_record, write_record
 
@@ -200,113 +198,12 @@ def test_hours_count_all_sittings_and_end_the_run_after_a_merge(
     assert hashes(root) == hashes(whole)
 
 
-class Clocked:
-    """A plan of three iterations of 1,000 tokens each, and a session whose time is set by hand."""
-
-    def __init__(self, root: Path, iterations: int = 3) -> None:
-        self.root, self.seconds = root, 0.0
-        self.plan = plan(iterations)
-        self.session = Session(root / "sessions.json", StageClock(), now=lambda: self.seconds)
-        write_record(root / "ledger.json", "key 0", {"format": 1, "base": {}, "inherited": [], "iterations": []})
-
-    def budget(self, **limits: Any) -> Budget:
-        return Budget(Limits(**limits), RunDirectory(self.root), self.plan, self.session)
-
-    def train(self, number: int, branches: int = 2) -> None:
-        for branch in range(1, branches + 1):
-            folder = self.root / "iterations" / f"{number:02}" / f"branch-{branch}"
-            folder.mkdir(parents=True)
-            write_record(folder / "done.json", "key", {"facts": {}})
-
-    def merge(self, number: int) -> None:
-        done = [{"iteration": one + 1} for one in range(number)]
-        write_record(
-            self.root / "ledger.json", f"key {number}",
-            {"format": 1, "base": {}, "inherited": [], "iterations": done},
-        )  # fmt: skip
-
-
-def plan(iterations: int) -> Plan:
-    def branch(iteration: int, number: int) -> BranchPlan:
-        return BranchPlan(
-            iteration=iteration, branch=number, slice=1, data="01", rows=(0, 1), target_tokens=500, replay_tokens=0,
-            tokens=500, sequences=1, steps=10, seed=0, key="",
-        )  # fmt: skip
-
-    numbers = range(1, iterations + 1)
-    return Plan("bam", 6, 2, 64, tuple(IterationPlan(n, (branch(n, 1), branch(n, 2)), {}) for n in numbers))
-
-
-def test_half_an_iteration_that_is_done_is_not_paid_again(tmp_path: Path) -> None:
-    clocked = Clocked(tmp_path)
-    clocked.train(1)
-    clocked.merge(1)
-    clocked.train(2, branches=1)
-    clocked.seconds = 1.5 * HOUR
-    assert not clocked.budget(hours=2.01).ends_before(clocked.plan.iterations[1])
-    assert clocked.budget(hours=1.99).ends_before(clocked.plan.iterations[1])
-    ended = read_ended(tmp_path)
-    assert ended is not None
-    assert ended.needed_seconds == pytest.approx(0.5 * HOUR)
-    assert not clocked.budget(hours=1.99).ends_before(clocked.plan.iterations[0])  # that is merged
-
-
-def test_a_slower_last_iteration_counts(tmp_path: Path) -> None:
-    clocked = Clocked(tmp_path)
-    budget = clocked.budget(hours=5.5)
-    for number, hours in ((1, 1.0), (2, 2.0)):
-        assert not budget.ends_before(clocked.plan.iterations[number - 1])
-        clocked.train(number)
-        clocked.merge(number)
-        clocked.seconds += hours * HOUR
-    assert not budget.ends_before(clocked.plan.iterations[2])  # 3 + 2, where the mean would be 1.5
-    clocked.seconds += 0.6 * HOUR
-    assert clocked.budget(hours=4.9).ends_before(clocked.plan.iterations[2])
-
-
-def test_preparing_data_is_not_part_of_the_pace(tmp_path: Path) -> None:
-    record = {"seconds": 3 * HOUR, "seconds_by_stage": {"data": 2 * HOUR, "train": HOUR}}
-    write_record(tmp_path / "sessions.json", "sessions", {"sessions": [record]})
-    clocked = Clocked(tmp_path)
-    clocked.train(1)
-    clocked.merge(1)
-    assert not clocked.budget(hours=4.1).ends_before(clocked.plan.iterations[1])
-    assert clocked.budget(hours=3.9).ends_before(clocked.plan.iterations[1])
-
-
-def test_a_first_iteration_that_cannot_end_in_time_is_refused_in_its_first_minutes(tmp_path: Path) -> None:
-    clocked = Clocked(tmp_path, iterations=1)
-    budget = clocked.budget(hours=1.0)
-    assert not budget.ends_before(clocked.plan.iterations[0])
-    clocked.seconds = 500.0  # loading, and a slow first step
-    budget.step(10)
-    clocked.seconds += 59.0
-    budget.step(20)  # too early to tell
-    clocked.seconds += 41.0
-    with pytest.raises(
-        UserError, match=r"limits\.hours: expected at least 1\.6, .* at 0\.20 tokens a second, found 1\. .*max_steps"
-    ):
-        budget.step(30)  # 20 tokens in 100 seconds: 4,850 seconds for the other 970
-    fits = clocked.budget(hours=1.6)
-    fits.step(30)
-    clocked.seconds += 100.0
-    fits.step(50)
-    clocked.seconds += 100.0 * HOUR
-    fits.step(60)  # an iteration that has begun is finished
-    with pytest.raises(UserError, match="expected time for a first iteration"):
-        clocked.budget(hours=1.6).ends_before(clocked.plan.iterations[0])
-
-
 def test_tokens_that_are_less_than_an_iteration_are_refused_before_training(
     wanted: Callable[..., Recipe], files: Path, tiny_base: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match=r"limits\.tokens: expected at least .* first iteration.*found 100\. .*slices"):
         run(wanted(tokens=100), tmp_path / "bam")
     assert not (tmp_path / "bam" / "plan.json").exists()  # so that the recipe may be put right
-    with pytest.raises(UserError, match=r"set training\.max_steps: 5, for which the learning-rate schedule"):
-        require_first(Limits(tokens=250), plan(1).first(1))
-    with pytest.raises(UserError, match="Raise it, or make iterations smaller"):
-        require_first(Limits(tokens=20), plan(1))
 
 
 def test_limits_do_not_make_another_run(wanted: Callable[..., Recipe]) -> None:
@@ -315,23 +212,6 @@ def test_limits_do_not_make_another_run(wanted: Callable[..., Recipe]) -> None:
     for wrong in ({"hours": 0}, {"tokens": 0}, {"days": 1}):
         with pytest.raises(UserError, match="limits"):
             wanted(**wrong)
-
-
-def test_the_plan_within_a_limit() -> None:
-    assert [len(within(plan(3), Limits(tokens=n)).iterations) for n in (999, 1000, 1999, 2000, 9999)] == [0, 1, 1, 2, 3]
-    assert within(plan(3), Limits()) == plan(3)
-    assert describe_limits(Limits(tokens=2500, hours=2), plan(3)) == (
-        "limits.tokens 2,500: 2 of 3 iterations, 2,000 tokens; limits.hours 2: as many iterations as that lets begin "
-        "and end"
-    )
-    assert describe_limits(Limits(), plan(3)) == ""
-
-
-@pytest.mark.parametrize(("used", "needed", "enough"), [(7200, 3600, "3.1"), (36, 36, "0.021"), (360_000, 0, "110")])
-def test_what_is_said_to_be_enough_is(used: float, needed: float, enough: str) -> None:
-    ended = Ended("hours", 1.0, 1, 2, 1, 1, used, needed)
-    assert ended.enough == f"limits.hours={enough}"
-    assert float(enough) * HOUR > used + needed
 
 
 def test_a_trainer_has_the_same_limits(tiny_base: Path, tmp_path: Path) -> None:
@@ -356,3 +236,26 @@ def test_a_trainer_has_the_same_limits(tiny_base: Path, tmp_path: Path) -> None:
     assert (tmp_path / "saved" / "config.json").is_file()
     assert trainer().train().global_step > output.global_step
     assert read_ended(tmp_path / "run") is None
+
+
+def test_status_of_a_run_under_way_tells_what_is_used(ended: Path, tmp_path: Path) -> None:
+    root = tmp_path / "run"
+    shutil.copytree(ended, root, ignore=shutil.ignore_patterns("limits.json", "model"))
+    record = {"seconds": 1.5 * HOUR}
+    write_record(root / "sessions.json", "sessions", {"sessions": [record, record]})
+    text = (root / "recipe.yaml").read_text().replace("hours: null", "hours: 10")
+    (root / "recipe.yaml").write_text(text)
+    assert re.search(r"limits     3 h 00 min of 10 hours used; [\d,]+ of [\d,]+ tokens used", describe_run(root))
+
+
+def test_check_says_how_many_iterations_are_expected(wanted: Callable[..., Recipe]) -> None:
+    assert limit_lines(wanted(), 3000, 3000) == []
+    (line,) = limit_lines(wanted(tokens=2500), 3000)
+    assert line == "limits      limits.tokens 2,500: room for about 2 of 3 iterations"
+    assert "about 3 of 3" in limit_lines(wanted(hours=1), None, 3600)[0]
+    assert "the last iteration of 3 that is within it" in limit_lines(wanted(hours=1), 3000)[0]
+    line, note = limit_lines(wanted(hours=0.2), None, 3600)
+    assert "room for about 0 of 3 iterations" in line
+    assert "raise limits.hours, or make it smaller (a higher bam.slices" in note
+    text = check_recipe(recipe_from_dict({**wanted(tokens=4000).resolved(), "training": {"max_steps": 30}}))
+    assert "limits      limits.tokens 4,000: room for about 0 of 3 iterations" in text
