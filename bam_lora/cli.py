@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
@@ -35,6 +36,9 @@ def main() -> None:
     if "--verbose" in sys.argv:
         sys.argv.remove("--verbose")
         os.environ[VERBOSE] = "1"
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # what its encoding lacks is written as an escape, not an error
+            stream.reconfigure(errors="backslashreplace")
     app()
 
 

@@ -12,11 +12,10 @@ from chat_templates import CHATML, LLAMA3
 from conftest import ENGLISH, GERMAN
 from typer.testing import CliRunner
 
-from bam_lora import marked_text
+from bam_lora import cli, marked_text
 from bam_lora.chat_encoder import ChatEncoder
 from bam_lora.check_rows import marked_pieces, source_lines
 from bam_lora.check_template import template_lines
-from bam_lora.cli import app
 from bam_lora.columns import describe_columns
 from bam_lora.default_template import settle_template
 from bam_lora.errors import UserError
@@ -172,7 +171,7 @@ def test_no_control_character_reaches_the_terminal(tiny_base: Path, tmp_path: Pa
     def harmless(text: str) -> bool:
         return not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", text)
 
-    result = CliRunner().invoke(app, ["check", str(tmp_path / "recipe.yaml")])
+    result = CliRunner().invoke(cli.app, ["check", str(tmp_path / "recipe.yaml")])
     assert result.exit_code == 0, result.output
     assert harmless(result.output)
     assert r"\x1b]0;title\x07\x1b[2J\x9b31m\u202eabc\u2066\x00\r" in re.sub(r"[\s⟦⟧]+", "", result.output)
@@ -184,7 +183,7 @@ def test_no_control_character_reaches_the_terminal(tiny_base: Path, tmp_path: Pa
     assert harmless(ours.sub("", coloured))
     missing = write_rows(tmp_path / "missing.jsonl", [{column: "x"}])
     (tmp_path / "recipe.yaml").write_text(dump_recipe(recipe(tiny_base, {"path": missing})))
-    result = CliRunner().invoke(app, ["check", str(tmp_path / "recipe.yaml")])
+    result = CliRunner().invoke(cli.app, ["check", str(tmp_path / "recipe.yaml")])
     assert result.exit_code == 1
     assert harmless(result.output)
     assert r"found columns spalte\x1b[31m" in result.output
@@ -239,3 +238,14 @@ def test_columns_by_what_is_in_them() -> None:
         "a (true or false), b (whole number or number), c (list of mapping of role or list), d (mapping), e (bytes)"
     )
     assert describe_columns([{f"c{i}": i for i in range(30)}]).endswith("c23 (whole number) and 6 more")
+
+
+def test_what_the_encoding_of_stdout_lacks_is_escaped(monkeypatch: pytest.MonkeyPatch) -> None:
+    import io
+
+    stdout = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr("sys.stdout", stdout)
+    monkeypatch.setattr(cli, "app", lambda: stdout.write("⟦Flüsse⟧"))
+    cli.main()
+    stdout.flush()
+    assert stdout.buffer.getvalue() == rb"\u27e6Fl\xfcsse\u27e7"  # type: ignore[attr-defined]

@@ -156,6 +156,21 @@ def test_a_raised_limit_goes_on_as_if_there_had_been_none(
     ]
 
 
+def test_killed_while_it_ends(ended: Path, wanted: Callable[..., Recipe], tmp_path: Path) -> None:
+    """Whatever of the end is there already: it is put on record and finished again."""
+    before, limit = hashes(ended), read_ended(ended)
+    assert limit is not None
+    for number, lost in enumerate((["report.json", "model"], ["report.json", "model", "result.json"], ["limits.json"])):
+        root = tmp_path / str(number)
+        shutil.copytree(ended, root)
+        for name in lost:
+            path = root / name
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        report = run(wanted(tokens=int(limit.limit)), root)
+        assert hashes(root) == before
+        assert report["limits"]["iteration"] == 2
+
+
 def test_what_reads_a_finished_run_takes_one_that_was_ended(ended: Path, tmp_path: Path) -> None:
     root = tmp_path / "run"
     shutil.copytree(ended, root)
