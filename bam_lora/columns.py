@@ -11,7 +11,7 @@ _TEXT_NAMES = ("text", "content", "document", "body", "article", "raw_content", 
 _QUESTIONS = ("question", "query", "prompt", "instruction", "input", "user")
 _ANSWERS = ("answer", "response", "completion", "output", "target", "assistant", "chosen")
 _KINDS = ((bool, "true or false"), (int, "whole number"), (float, "number"), (str, "text"), (bytes, "bytes"))
-_SHOWN = 24
+_SHOWN, _KEYS = 24, 8
 
 
 def describe_columns(rows: Iterable[Mapping[str, Any]]) -> str:
@@ -34,7 +34,9 @@ def names(row: Mapping[str, Any]) -> str:
 
 def _kind(value: Any) -> str:
     if isinstance(value, Mapping):
-        return f"mapping of {escaped(', '.join(map(str, value)))}" if value else "mapping"
+        keys = list(map(str, value))
+        more = f" and {len(keys) - _KEYS} more" if len(keys) > _KEYS else ""
+        return f"mapping of {escaped(', '.join(keys[:_KEYS]))}{more}" if keys else "mapping"
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):
         inner = next((one for one in value if one is not None), None)
         return "list" if inner is None else f"list of {_kind(inner)}"

@@ -156,7 +156,7 @@ def _all_done(ended: Ended | None) -> str:
     """What to say of a run that is finished."""
     if ended is None:
         return "all is done"
-    return f"finished within its limits; {ended}; --set {ended.enough} or more goes on from there"
+    return f"finished within its limits; {ended}; {ended.enough} or more goes on from there"
 
 
 def _prepare(

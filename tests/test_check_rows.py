@@ -134,8 +134,8 @@ def test_wrong_columns_are_told_with_a_guess(tokenizer: Any, tmp_path: Path) -> 
         shown(tokenizer, recipe("base", {"path": chats}))
     with pytest.raises(UserError, match="Column 'dialogue' looks like messages: name it in this source's `text:`"):
         shown(tokenizer, recipe("base", {"path": chats}, "chat"))
-    pairs = write_rows(tmp_path / "d.jsonl", [{"question": "a", "answer": "b"}])
-    with pytest.raises(UserError, match="Rename 'question' to 'instruction' and 'answer' to 'output'"):
+    pairs = write_rows(tmp_path / "d.jsonl", [{"question": "a", "response": "b"}])
+    with pytest.raises(UserError, match="Rename 'question' to 'instruction' and 'response' to 'output'"):
         shown(tokenizer, recipe("base", {"path": pairs}, "chat"))
     with pytest.raises(UserError, match=r"set `mode: text` .*\(`text: content`\)"):
         shown(tokenizer, recipe("base", {"path": content}, "chat"))

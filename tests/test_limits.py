@@ -15,7 +15,7 @@ from conftest import ENGLISH, GERMAN, write_jsonl
 from test_loop import recipe
 from typer.testing import CliRunner
 
-from bam_lora import loop
+from bam_lora import budget, loop
 from bam_lora.check import check_recipe
 from bam_lora.check_limits import limit_lines
 from bam_lora.cli import app
@@ -210,6 +210,26 @@ def test_hours_count_all_sittings_and_end_the_run_after_a_merge(
     assert hashes(root) == held
     # The next sitting's clock begins at two hours, of which nothing is counted again; the day between is not counted.
     run(wanted(hours=3.1), root)
+    assert hashes(root) == hashes(whole)
+
+
+def test_a_first_iteration_that_takes_too_long_stops_at_once_and_can_go_on(
+    wanted: Callable[..., Recipe], whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a clock on which a step takes ten seconds; the first branch has three."""
+    root = tmp_path / "run"
+
+    def now() -> float:
+        logged = sorted(root.glob("iterations/01/branch-1/metrics.jsonl"))
+        return 10.0 * sum(len(path.read_text().splitlines()) for path in logged)
+
+    monkeypatch.setattr(loop, "Session", functools.partial(Session, now=now))
+    monkeypatch.setattr(budget, "_MEASURE_SECONDS", 10.0)
+    with pytest.raises(UserError, match=r"limits\.hours: expected at least 0\.00\d+, for the first iteration alone"):
+        run(wanted(hours=14 / HOUR), root)
+    assert not (root / "iterations" / "01" / "merge.json").exists()
+    assert "trained    0 of 3 branches" in describe_run(root)
+    run(wanted(hours=1), root)
     assert hashes(root) == hashes(whole)
 
 
