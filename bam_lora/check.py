@@ -30,6 +30,7 @@ from bam_lora.recipe_chat import has_chat
 from bam_lora.rehearsal import require_mergeable
 from bam_lora.rundir import require_own
 from bam_lora.store import require_space
+from bam_lora.task_scores import task_lines
 from bam_lora.token_learning import require_bpe
 from bam_lora.vocabulary import require_fresh_base
 
@@ -63,6 +64,7 @@ def check_recipe(recipe: Recipe, *, colour: bool = False) -> str:
         lines.append(f"download    {base.missing_bytes / 1e9:.2f} GB, when the run starts; commit {base.commit}")
     lines += template_lines(tokenizer, note) if has_chat(recipe) else []
     lines += source_lines(recipe, tokenizer, colour=colour)
+    lines += task_lines(recipe)
     if not recipe.data.replay:
         lines.append(
             "note        without replay much is forgotten: a tenth of the tokens in text like the base's own under "

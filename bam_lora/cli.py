@@ -13,6 +13,7 @@ import typer
 
 from bam_lora.cli_adapters import Run_, export, fold, merge
 from bam_lora.cli_errors import VERBOSE, command
+from bam_lora.cli_tasks import Limit, NumFewshot, Tasks, specs_of, tasks_text
 from bam_lora.errors import UserError
 
 app = typer.Typer(
@@ -140,12 +141,21 @@ def evaluate(
     window_bytes: Annotated[
         int | None, typer.Option(help="Bytes in a window. Default: as the model's context.")
     ] = None,
+    tasks: Tasks = None,
+    num_fewshot: NumFewshot = None,
+    limit: Limit = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Scores a model on text, in bits per byte (lower is better; comparable across tokenisers)."""
+    """Scores a model on text, in bits per byte (lower is better; comparable across tokenisers), and on benchmarks.
+
+    Example: bam-lora eval runs/german --target valid.de.jsonl --tasks belebele_deu_Latn,arc_de --limit 200
+    """
     from bam_lora.score_files import score_files
 
-    result = score_files(model, target, source, text=text, chat=chat, precision=precision, window_bytes=window_bytes)
+    result = score_files(
+        model, target, source, text=text, chat=chat, precision=precision, window_bytes=window_bytes,
+        tasks=specs_of(tasks, num_fewshot, limit), say=lambda line: typer.echo(line, err=True),
+    )  # fmt: skip
     if as_json:
         typer.echo(json.dumps(result, indent=2, ensure_ascii=False))
         return
@@ -154,6 +164,8 @@ def evaluate(
         typer.echo(
             f"{one['role']:7} {one['set']}: {one['bits_per_byte']:.4f}{error} bits per byte, {one['bytes']:,} bytes"
         )
+    if result["tasks"]:
+        typer.echo(tasks_text(result["tasks"]))
 
 
 @app.command()

@@ -62,6 +62,7 @@ from bam_lora.stages import (
     write_samples,
 )
 from bam_lora.store import read_record, require_space, verify, write_record
+from bam_lora.task_scores import score_tasks, tasks_left
 from bam_lora.vocabulary import branch_lora
 
 
@@ -97,18 +98,19 @@ def run(
     with locked(root) as directory, stop_on_signals() as stop, progress or RunProgress() as display:
         finished, ended = is_finished(directory), read_ended(directory.root)
         check_recipe_of(directory, recipe, extend=extend, finished=finished and ended is None)
-        if finished and _is_planned(directory, recipe):
-            held = None if ended is None else still_ended(directory.root, ended, recipe.limits)
-            if ended is None or held is not None:
-                if held is not None:
-                    keep_recipe(directory, recipe)  # the limits that hold it now
-                display.say(f"{root}: {_all_done(held)}; the model is in {directory.model}")
-                return write_report(root)
+        held = None if ended is None else still_ended(directory.root, ended, recipe.limits)
+        trained = finished and _is_planned(directory, recipe) and (ended is None or held is not None)
+        if trained and held is not None:
+            keep_recipe(directory, recipe)  # the limits that hold it now
+        if trained and not tasks_left(directory, recipe):
+            display.say(f"{root}: {_all_done(held)}; the model is in {directory.model}")
+            return write_report(root)
         if is_fresh(directory):
             for path in (directory.root / LEDGER_FILE, directory.chain):  # of a first start that came no further
                 path.unlink(missing_ok=True)
             keep_recipe(directory, recipe)
-        for path in (directory.shrink, directory.baseline, directory.limits):  # of the result before what now comes
+        # Of the result before what now comes; tasks that were added to a finished run leave it as it is.
+        for path in (directory.shrink, directory.baseline, directory.limits) if not trained else ():
             path.unlink(missing_ok=True)
         quiet_libraries()
         clock = StageClock()
@@ -253,6 +255,7 @@ def _iterate(context: Context, session: Session) -> None:
     """The loop itself: branch, merge, fold, score, until the slices are used up or the recipe's limits reached."""
     score_start(context)
     write_samples(context, 0)
+    score_tasks(context, 0)
     tokens = 0
     plan = context.plan
     budget = Budget(context.recipe.limits, context.directory, plan, session)
@@ -279,6 +282,7 @@ def _iterate(context: Context, session: Session) -> None:
         if number == len(context.plan.iterations) or context.recipe.keep.bases == "all":
             base_folder(context, number)  # any other is folded when it is first needed
         score_model(context, number)
+        score_tasks(context, number)
         drop_bases(context, number)
         context.front.iteration_end(number, tokens, read_record(context.directory.iteration(number) / "eval.json"))
         session.update()

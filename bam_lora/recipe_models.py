@@ -15,6 +15,7 @@ from bam_lora.recipe_limits import Limits
 from bam_lora.recipe_lora import Lora
 from bam_lora.recipe_merge import LearnedWeights, Outer, SearchedWeights
 from bam_lora.recipe_sources import EvaluationSource, Filters, Mode, Section, Source
+from bam_lora.recipe_tasks import EvaluationTask
 from bam_lora.recipe_values import Weights, WeightsByModule, findings_error
 from bam_lora.recipe_vocabulary import Vocabulary
 
@@ -193,6 +194,12 @@ class Evaluation(Section):
     )
     branches: bool = Field(default=True, description="Score every branch too, not only what their merges give.")
     batch_size: int = Field(default=8, ge=1, description="Windows scored at once.")
+    tasks: list[EvaluationTask] = Field(
+        default=[], description="Benchmarks of lm-evaluation-harness, scored at `precision`, too (docs/evaluation.md)."
+    )
+    task_when: Literal["ends", "iterations"] = Field(
+        default="ends", description="Which models do the tasks: base and result, or every merged one, too."
+    )
     samples: list[str] = Field(
         default=[],
         description="Prompts that base and result continue (in `mode: chat`, questions they answer), for the report.",

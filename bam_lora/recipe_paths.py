@@ -19,6 +19,7 @@ _SOURCES = (
     ("selection", "target"), ("selection", "source"),
 )  # fmt: skip
 _TEMPLATE = ("data", "chat_template")
+_TASKS = ("evaluation", "tasks")
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
 
 
@@ -43,7 +44,7 @@ def settle_paths(values: Mapping[str, Any], folder_of: Callable[[KeyPath], Path]
         if place == ("output",):
             holder[key] = os.path.expanduser(text)
             continue
-        if place == _TEMPLATE:
+        if place == _TEMPLATE or place[:2] == _TASKS:
             holder[key] = os.path.abspath(folder_of(place) / os.path.expanduser(text))
             continue
         settled, problem = _settle(text, folder_of(place), is_data=place != ("base",))
@@ -53,7 +54,7 @@ def settle_paths(values: Mapping[str, Any], folder_of: Callable[[KeyPath], Path]
     return findings
 
 
-def _path_places(values: Mapping[str, Any]) -> Iterator[tuple[KeyPath, Any, str]]:
+def _path_places(values: Mapping[str, Any]) -> Iterator[tuple[KeyPath, Any, Any]]:
     """Places of the texts that are paths, each with the mapping that holds it."""
     for key in ("base", "output"):
         if isinstance(values.get(key), str):
@@ -67,6 +68,20 @@ def _path_places(values: Mapping[str, Any]) -> Iterator[tuple[KeyPath, Any, str]
         for number, source in enumerate(sources if isinstance(sources, list) else []):
             if isinstance(source, Mapping) and isinstance(source.get("path"), str):
                 yield (section, role, number, "path"), source, "path"
+    evaluation = values.get("evaluation")
+    tasks = evaluation.get("tasks") if isinstance(evaluation, Mapping) else None
+    for number, task in enumerate(tasks if isinstance(tasks, list) else []):
+        named = task.get("task") if isinstance(task, Mapping) else task
+        if isinstance(named, str) and is_task_file(named):  # any other is a name of the harness
+            if isinstance(task, Mapping):
+                yield (*_TASKS, number, "task"), task, "task"
+            else:
+                yield (*_TASKS, number), tasks, number
+
+
+def is_task_file(text: str) -> bool:
+    """Whether what a recipe calls a task is a file, by its ending."""
+    return text.lower().endswith((".yaml", ".yml"))
 
 
 def _expand(text: str) -> tuple[str, str | None]:

@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from bam_lora import recipe_limits, recipe_lora, recipe_merge, recipe_sources, recipe_vocabulary
+from bam_lora import recipe_limits, recipe_lora, recipe_merge, recipe_sources, recipe_tasks, recipe_vocabulary
 from bam_lora import recipe_models as models
 from bam_lora.recipe_problems import describe
 from bam_lora.sft_arguments import OWNED, RENAMED
@@ -37,6 +37,7 @@ _SECTIONS: tuple[tuple[str, type[BaseModel]], ...] = (
         "evaluation.target[], evaluation.source[], selection.target[], selection.source[]",
         recipe_sources.EvaluationSource,
     ),
+    ("evaluation.tasks[]", recipe_tasks.EvaluationTask),
     ("selection", models.Selection),
     ("keep", models.Keep),
     ("limits", recipe_limits.Limits),

@@ -16,7 +16,7 @@ from bam_lora.store import digest, read_record, sweep, write_record, write_text
 
 # What an extension of a finished run may change; the rest would make earlier iterations another run's.
 _EXTENSIBLE = ("data.target", "data.replay", "bam.slices", "training.")
-_HARMLESS = ("output", "keep.", "limits.")
+_HARMLESS = ("output", "keep.", "limits.", "evaluation.task")  # the last: tasks can be added to a run at any time
 _UNBINDING = ("output", "keep", "limits")  # sections that do not make a run another one
 _MARKS = ("plan.json", "ledger.json", "environment.json")  # a recipe.yaml alone may be a project of the user's
 
@@ -269,4 +269,3 @@ def recipe_key(recipe: Recipe) -> str:
     merge["weights_by_module"] = list(merge["weights_by_module"].items())  # their order counts, as a mapping's does not
     if values["vocabulary"]["tokens"] is None:
         del values["vocabulary"]
-    return digest({name: value for name, value in values.items() if name not in _UNBINDING})

@@ -13,6 +13,7 @@ from bam_lora.report import format as fmt
 from bam_lora.report.chain import chain_scores_table
 from bam_lora.report.data_tables import data_table
 from bam_lora.report.tables import Cell, Table, scores_table, summary_table
+from bam_lora.report.tasks import model_index, tasks_table
 from bam_lora.report.verdict import verdict
 from bam_lora.report.vocabulary import vocabulary_table
 
@@ -49,6 +50,8 @@ def model_card(report: Mapping[str, Any], recipe: dict[str, Any]) -> str:
     if languages:
         front["language"] = languages
     front["tags"] = ["bam_lora", "branch-and-merge", "lora", "language-adaptation"]
+    if index := model_index(report, str(report["name"])):
+        front["model-index"] = index
     shared = {key: recipe[key] for key in _RECIPE_KEYS if key in recipe}
     parts = [
         "---\n" + yaml.safe_dump(front, sort_keys=False, allow_unicode=True) + "---",
@@ -58,6 +61,7 @@ def model_card(report: Mapping[str, Any], recipe: dict[str, Any]) -> str:
         "## Results",
         _drawn(summary_table([report])),
         _drawn(scores_table([report])),
+        _drawn(tasks_table([report])),
         _drawn(chain_scores_table([report])),
         _drawn(vocabulary_table([report])),
         "## Training data",

@@ -17,6 +17,7 @@ from bam_lora.report.cost import cost, total
 from bam_lora.report.layers import cosine_by_layer
 from bam_lora.report.noise import difference_error, pooled
 from bam_lora.report.records import iteration_folder, read_losses, read_recipe, read_record, read_shrink
+from bam_lora.report.tasks import read_tasks
 from bam_lora.report.vocabulary import read_vocabulary
 
 FORMAT = 1
@@ -62,6 +63,7 @@ def collect(run: Path) -> dict[str, Any]:
         "shrink": _shrink(run, summary),
         "baseline": read_record(run / "baseline.json"),
         "vocabulary": read_vocabulary(run),
+        "tasks": read_tasks(run, planned, recipe),
         "cost": cost(run, iterations, evaluations),
         "data": plan.get("data"),
         "tokenizer": plan.get("tokenizer"),

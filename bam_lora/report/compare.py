@@ -17,6 +17,7 @@ from bam_lora.report.envelope import envelope
 from bam_lora.report.measured import read_measured
 from bam_lora.report.noise import NOISE_FACTOR, difference_error
 from bam_lora.report.records import iteration_folder, read_record
+from bam_lora.report.tasks import task_differences
 
 
 def compare(runs: Sequence[Path]) -> dict[str, Any]:
@@ -50,7 +51,13 @@ def compare(runs: Sequence[Path]) -> dict[str, Any]:
     measured = [read_measured(*one) for one in zip(folders, reports, results, strict=True)]
     return {
         "runs": reports,
-        "pairs": [_pair(reports[i], reports[j], results[i], results[j]) for i, j in pairs],
+        "pairs": [
+            {
+                **_pair(reports[i], reports[j], results[i], results[j]),
+                "tasks": task_differences(folders[i], folders[j], reports[i], reports[j]),
+            }
+            for i, j in pairs
+        ],
         "envelope": envelope(measured),
     }
 

@@ -18,6 +18,7 @@ from bam_lora.report.figure import MANY_RUNS
 from bam_lora.report.figures import figures, run_figures
 from bam_lora.report.learned import learned_sections
 from bam_lora.report.searched import searched_sections
+from bam_lora.report.tasks import task_tables
 from bam_lora.report.verdict import verdict
 from bam_lora.report.vocabulary import vocabulary_table
 
@@ -55,6 +56,7 @@ def render_html(reports: Sequence[Report], comparison: Mapping[str, Any] | None)
             chain_scores_table(reports),
             chain_iterations_table(reports),
             tables.scores_table(reports),
+            *task_tables(reports, comparison),
             vocabulary_table(reports),
             tables.shrink_table(reports),
             tables.iterations_table(reports),

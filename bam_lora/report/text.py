@@ -11,6 +11,7 @@ from bam_lora.report.chain import chain_iterations_table, chain_scores_table
 from bam_lora.report.cost_table import cost_table
 from bam_lora.report.envelope_text import alone, envelope_sentences, envelope_table
 from bam_lora.report.tables import Cell, Table, pairs_table, shrink_table, summary_table
+from bam_lora.report.tasks import task_tables
 from bam_lora.report.verdict import verdict
 from bam_lora.report.vocabulary import vocabulary_table
 
@@ -40,6 +41,7 @@ def render_text(reports: Sequence[Mapping[str, Any]], comparison: Mapping[str, A
         parts.append("\n".join(_wrapped(sentence) for sentence in envelope_sentences(comparison)))
     if (grown := vocabulary_table(reports)).rows:
         parts.append(_drawn(grown))
+    parts += [_drawn(table) for table in task_tables(reports, comparison) if table.rows]
     parts.append(_drawn(cost_table(reports)))
     return "\n\n".join(parts) + "\n"
 
@@ -56,6 +58,11 @@ def _wrapped(text: str) -> str:
 def _columns(text: str) -> int:
     """How many terminal columns a text takes: wide characters two, combining marks none."""
     return sum(0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
+
+
+def draw_table(table: Table) -> str:
+    """A table as lines for a terminal."""
+    return _drawn(table)
 
 
 def _drawn(table: Table) -> str:
