@@ -49,7 +49,9 @@ def harness_model(
             lengths = [len(context) + len(continuation) for _, context, continuation in requests]
             self.truncated += sum(length > self.max_length + 1 for length in lengths)
             self._begin(len(requests), min(max(lengths, default=1), self.max_length))
-            return super()._loglikelihood_tokens(requests, disable_tqdm=True, override_bs=override_bs)
+            scored = super()._loglikelihood_tokens(requests, disable_tqdm=True, override_bs=override_bs)
+            self._advance(len(requests))  # prompts that differ in their last token share a row
+            return scored
 
         def generate_until(self, requests: Any, disable_tqdm: bool = True) -> Any:
             self._begin(len(requests), 1)

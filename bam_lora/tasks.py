@@ -225,6 +225,24 @@ def score_task(
     )  # fmt: skip
 
 
+def _require_own_metrics(found: FoundTask) -> None:
+    """Refuses metrics that the harness does not have: it would fetch and run what is on the Hub under that name."""
+    import lm_eval.api.metrics  # fills the registry
+    from lm_eval.api.registry import metric_registry
+
+    assert isinstance(found.request, dict)
+    for entry in found.request.get("metric_list") or []:
+        name = entry.get("metric") if isinstance(entry, dict) else entry
+        if name not in metric_registry:
+            near = difflib.get_close_matches(str(name), list(metric_registry), n=3)
+            raise UserError.of(
+                f"task file {found.spec.task}, metric {name!r}",
+                expected="a metric of lm-eval's own",
+                found="none of that name",
+                remedy=f"Use {' or '.join(near or ['acc', 'acc_norm', 'exact_match'])}",
+            )
+
+
 def _load(found: FoundTask, request: Any) -> Any:
     try:
         return _manager(found).load([copy.deepcopy(request)])
@@ -257,6 +275,7 @@ def _loaded(found: FoundTask) -> Iterator[Any]:
         if isinstance(found.request, str):
             yield found.request
             return
+        _require_own_metrics(found)
         kwargs = dict(found.request.get("dataset_kwargs") or {})
         if "data_files" in kwargs:  # else what was made of a file that has changed since could be found again
             kwargs["cache_dir"] = cache

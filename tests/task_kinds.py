@@ -21,23 +21,22 @@ metric_list:
   - {{metric: acc_norm, aggregation: mean, higher_is_better: true}}
 metadata: {{version: 1.0}}
 """
-_ENDS = {
-    "german": (GERMAN, " fand er ", " und", ["einen goldenen Schlüssel", "einen alten Freund", "drei Äpfel"]),
-    "english": (ENGLISH, " found ", ",", ["a golden key", "an old friend", "three apples"]),
-}
+_SPLIT = {"german": (GERMAN, " ging "), "english": (ENGLISH, " went ")}
 
 
 def documents(language: str, count: int) -> list[dict[str, object]]:
-    """What comes next in a sentence of the tests' own, out of three things; one of them stands there."""
-    sentences, before, after, choices = _ENDS[language]
+    """How a sentence of the tests' own goes on, out of three ends; what differs in them is the thing that is found."""
+    sentences, middle = _SPLIT[language]
     found = []
-    for sentence in sentences[:count]:
-        question, _, rest = sentence.partition(before)
+    for number in range(count):
+        picked = [sentences[(7 * number + step) % len(sentences)].partition(middle) for step in (0, 5, 10)]
+        ends = [end for _, _, end in picked]
+        order = sorted(range(3), key=lambda place: (place + number) % 3)
         found.append(
             {
-                "question": question + before.rstrip(),
-                "choices": choices,
-                "label": choices.index(rest.partition(after)[0]),
+                "question": picked[0][0] + middle.rstrip(),
+                "choices": [ends[place] for place in order],
+                "label": order.index(0),
             }
         )
     return found
