@@ -205,6 +205,17 @@ def test_what_is_used_of_the_harness_is_still_there() -> None:
     assert {"acc", "acc_norm", "exact_match"} <= set(metric_registry)
 
 
+def test_the_task_in_the_documents_works_as_it_stands(tmp_path: Path) -> None:
+    text = EVALUATION_PAGE.read_text(encoding="utf-8")
+    part = text[text.index("<!-- own task -->") : text.index("<!-- /own task -->")]
+    blocks = re.findall(r"```(yaml|json)\n(.*?)```", part, re.DOTALL)
+    assert [kind for kind, _ in blocks] == ["yaml", "json"]
+    for kind, block in blocks:
+        (tmp_path / f"own.{kind.replace('json', 'jsonl')}").write_text(block, encoding="utf-8")
+    found = find_tasks([TaskSpec(str(tmp_path / "own.yaml"), num_fewshot=1)])[0]
+    assert describe_task(found) == "german_proverbs: 2 documents, 1-shot, multiple_choice"
+
+
 @pytest.mark.slow
 def test_names_in_the_documents_are_the_harness_s() -> None:
     from bam_lora.tasks import _all_tasks

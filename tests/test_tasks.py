@@ -121,7 +121,9 @@ def test_error_of_the_difference_is_taken_by_document(finished: Path) -> None:
             record = read_record(finished / f"iterations/{number:02}/tasks.json")
             assert record is not None
             scores = [one for task in record["tasks"] for one in task["results"]]
-            values += [s["per_document"] for s in scores if (s["task"], s["metric"]) == (entry["task"], entry["metric"])]
+            values += [
+                s["per_document"] for s in scores if (s["task"], s["metric"]) == (entry["task"], entry["metric"])
+            ]
         changes = np.array(values[1]) - np.array(values[0])
         assert entry["difference"] == pytest.approx(changes.mean())
         assert entry["difference_stderr"] == pytest.approx(changes.std(ddof=1) / np.sqrt(len(changes)))
@@ -254,9 +256,7 @@ def test_a_stopped_run_goes_on_with_the_next_task(
 def test_what_is_trained_does_not_depend_on_tasks(finished: Path, tiny_base: Path, files: Path, tmp_path: Path) -> None:
     run(recipe(tiny_base, files, []), tmp_path / "run")
     assert report_of(tmp_path / "run")["tasks"] == []
-    with_tasks, without = (
-        (root / "model" / "model.safetensors").read_bytes() for root in (finished, tmp_path / "run")
-    )
+    with_tasks, without = ((root / "model" / "model.safetensors").read_bytes() for root in (finished, tmp_path / "run"))
     assert with_tasks == without
 
 
@@ -309,9 +309,7 @@ def test_conversations_go_through_the_chat_template(tiny_base: Path, files: Path
     assert {text.strip() for text in asked} == {str(one["question"]) for one in documents("german", 2)}
 
 
-def test_compare_sets_tasks_side_by_side(
-    finished: Path, tiny_base: Path, files: Path, tmp_path: Path
-) -> None:
+def test_compare_sets_tasks_side_by_side(finished: Path, tiny_base: Path, files: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
     shutil.copytree(finished, other)
     comparison = compare([finished, other])
