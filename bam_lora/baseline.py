@@ -97,7 +97,7 @@ def probe_recipe(recipe: Recipe, used: Sequence[dict[str, Any]], share: float, g
     if values["training"]["max_steps"] > 0:
         values["training"]["max_steps"] = max(values["bam"]["slices"], round(share * values["training"]["max_steps"]))
     values["bam"]["slices"] = min(recipe.bam.slices, math.lcm(groups, 2 * recipe.branches))
-    values["evaluation"].update(samples=[], branches=False)
+    values["evaluation"].update(samples=[], branches=False, tasks=[])
     values["limits"] = {}
     return recipe_from_dict(values)
 

@@ -263,6 +263,7 @@ def _iterate(context: Context, session: Session) -> None:
         if budget.ends_before(iteration):
             context.plan = plan.first(iteration.iteration - 1)
             base_folder(context, iteration.iteration - 1)
+            score_tasks(context, iteration.iteration - 1)  # which is the run's result now
             return
         number = iteration.iteration
         for branch in iteration.branches:

@@ -11,6 +11,7 @@ from bam_lora.base import BaseFiles, Loading, file_hashes
 from bam_lora.chat import template_digest
 from bam_lora.ledger import LEDGER_FILE, Ledger
 from bam_lora.ledger_history import history_key
+from bam_lora.limits import read_ended
 from bam_lora.recipe import Recipe
 from bam_lora.rundir import RunDirectory
 from bam_lora.stages import Context
@@ -120,7 +121,8 @@ def tasks_left(directory: RunDirectory, recipe: Recipe) -> bool:
     wanted = [spec.wanted() for spec in task_specs(recipe)]
     if not wanted:
         return False
-    last = len((read_record(directory.plan) or {"iterations": []})["iterations"])
+    ended = read_ended(directory.root)
+    last = ended.iteration if ended else len((read_record(directory.plan) or {"iterations": []})["iterations"])
     for number in range(last + 1) if recipe.evaluation.task_when == "iterations" else (0, last):
         record = read_record(directory.iteration(number) / TASKS_FILE, _RECORD) or {"tasks": []}
         done = [(entry["wanted"], entry["precision"]) for entry in record["tasks"]]

@@ -227,7 +227,7 @@ def score_task(
 
 def _require_own_metrics(found: FoundTask) -> None:
     """Refuses metrics that the harness does not have: it would fetch and run what is on the Hub under that name."""
-    import lm_eval.api.metrics  # fills the registry
+    import lm_eval.api.metrics  # noqa: F401 (fills the registry)
     from lm_eval.api.registry import metric_registry
 
     assert isinstance(found.request, dict)

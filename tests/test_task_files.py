@@ -108,7 +108,7 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="expected files for dataset_path: json, found none"):
         read_task_file(path)
     path = changed(tmp_path, "task: {name}", "task: [a, b]")
-    with pytest.raises(UserError, match="expected one task.*found several. Write a file for each"):
+    with pytest.raises(UserError, match=r"expected one task.*found several\. Write a file for each"):
         read_task_file(path)
     path = changed(tmp_path, "{{{{question}}}}", "{{{{answers}}}}")
     with pytest.raises(UserError, match=r"'answers' is undefined\. Check the task file and its data"):
