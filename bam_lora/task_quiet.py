@@ -6,6 +6,7 @@ import contextlib
 import functools
 import logging
 from collections.abc import Iterator
+from typing import Any
 
 
 @contextlib.contextmanager
@@ -27,19 +28,28 @@ def sandboxed_templates() -> Iterator[None]:
 
 @contextlib.contextmanager
 def quiet_harness() -> Iterator[None]:
-    """The harness without its log and its bars: what matters of it is said by ours."""
+    """The harness without its log and its bars: what matters of it is said by ours.
+
+    Nor does it look at the machine and for a git checkout: that takes seconds, prints, and is not kept.
+    """
     import datasets
     import lm_eval.api.task as harness_task
+    import lm_eval.evaluator as evaluator
 
     log, bars = logging.getLogger("lm_eval"), datasets.are_progress_bars_disabled()
-    level, tqdm = log.level, harness_task.tqdm
+    level = log.level
+    changed: list[tuple[Any, str, Any]] = [(harness_task, "tqdm", functools.partial(harness_task.tqdm, disable=True))]
+    changed += [(evaluator, name, lambda *_: None) for name in ("get_git_commit_hash", "add_env_info")]
+    before = [(module, name, getattr(module, name)) for module, name, _ in changed]
     log.setLevel(logging.CRITICAL)
-    harness_task.tqdm = functools.partial(tqdm, disable=True)
     datasets.disable_progress_bars()
+    for module, name, own in changed:
+        setattr(module, name, own)
     try:
         yield
     finally:
+        for module, name, found in before:
+            setattr(module, name, found)
         log.setLevel(level)
-        harness_task.tqdm = tqdm
         if not bars:
             datasets.enable_progress_bars()

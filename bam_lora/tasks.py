@@ -2,8 +2,8 @@
 
 Only this module, `task_model` and `task_quiet` import the harness. What is used of it: `TaskManager`, its `load` and
 `all_tasks`; `HFLM` around a loaded model; `simple_evaluate`, and of its results what `task_results` reads; and, to keep
-task files in a sandbox and bars off the screen, `lm_eval.utils.env` and `lm_eval.api.task.tqdm`. tests/test_tasks.py
-notices when one of them is gone.
+task files in a sandbox and the harness quiet, the names that `task_quiet` replaces. tests/test_task_files.py notices
+when one of them is gone.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import functools
 import importlib.util
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import metadata
@@ -136,14 +137,26 @@ def require_known(found: FoundTask) -> None:
     """
     if found.local or found.name in (names := _all_tasks().all_tasks):
         return
-    near = difflib.get_close_matches(found.name, names, n=4, cutoff=0.6)
-    near = near or [name for name in names if found.name.lower() in name.lower()][:4]
-    found_text = "no such task in lm-eval " + harness_version()
-    remedy = f"Did you mean {', '.join(near)}?" if near else "`lm-eval ls tasks` lists them; a file ends in .yaml"
+    near = _nearest(found.name, names)
+    remedy = f"Nearest: {', '.join(near)}" if near else "`lm-eval ls tasks` lists them; a file ends in .yaml"
     raise UserError.of(
-        f"task {found.name!r}", expected="a name of the harness or a task file", found=found_text,
-        remedy=remedy.removesuffix("."),
-    )  # fmt: skip
+        f"task {found.name!r}",
+        expected="a name of the harness or a task file",
+        found=f"no such task in lm-eval {harness_version()}",
+        remedy=remedy,
+    )
+
+
+def _nearest(name: str, names: Sequence[str]) -> list[str]:
+    """Names like this one; first those that share its rare parts, such as the language in `belebele_bul_Latn`."""
+    counts = Counter(part for one in names for part in one.lower().split("_"))
+    parts = set(name.lower().split("_"))
+
+    def rarity(one: str) -> float:
+        return sum(1 / counts[part] for part in parts.intersection(one.lower().split("_")))
+
+    alike = difflib.get_close_matches(name, names, n=300, cutoff=0.6)  # the likest first, which sorting keeps
+    return sorted(alike, key=rarity, reverse=True)[:3]
 
 
 def describe_task(found: FoundTask) -> str:

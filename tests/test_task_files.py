@@ -135,7 +135,7 @@ def small_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("small_index")
 def test_unknown_names_get_near_ones() -> None:
     (found,) = find_tasks([TaskSpec("belebele_deu_Latin")])
-    with pytest.raises(UserError, match=r"no such task in lm-eval [\d.]+\. Did you mean belebele_deu_Latn\?"):
+    with pytest.raises(UserError, match=r"no such task in lm-eval [\d.]+\. Nearest: belebele_deu_Latn\."):
         require_known(found)
     with pytest.raises(UserError, match=r"`lm-eval ls tasks` lists them"):
         require_known(find_tasks([TaskSpec("xyz")])[0])
@@ -185,6 +185,7 @@ def test_what_is_used_of_the_harness_is_still_there() -> None:
     import lm_eval
     import lm_eval.api.metrics
     import lm_eval.api.task
+    import lm_eval.evaluator
     import lm_eval.utils
     from lm_eval.api.registry import metric_registry
     from lm_eval.models.huggingface import HFLM
@@ -202,6 +203,8 @@ def test_what_is_used_of_the_harness_is_still_there() -> None:
     assert isinstance(TaskManager.all_tasks, property)
     assert callable(lm_eval.utils.env.from_string)
     assert callable(lm_eval.api.task.tqdm)
+    assert callable(lm_eval.evaluator.get_git_commit_hash)
+    assert callable(lm_eval.evaluator.add_env_info)
     assert {"acc", "acc_norm", "exact_match"} <= set(metric_registry)
 
 
@@ -225,3 +228,5 @@ def test_names_in_the_documents_are_the_harness_s() -> None:
     names = {name for name in re.findall(r"`([\w.-]+)`", table) if not name.endswith((".yaml", ".md"))}
     assert len(names) > 50
     assert names <= set(_all_tasks().all_tasks), names - set(_all_tasks().all_tasks)
+    with pytest.raises(UserError, match=r"Nearest: belebele_bul_Cyrl,"):
+        require_known(find_tasks([TaskSpec("belebele_bul_Latn")])[0])
