@@ -54,6 +54,9 @@ def harness_model(
             return scored
 
         def generate_until(self, requests: Any, disable_tqdm: bool = True) -> Any:
+            for context, options in (request.args for request in requests):
+                room = self.max_length - int(options.get("max_gen_toks", self.max_gen_toks))
+                self.truncated += len(self.tok_encode(context)) > room
             self._begin(len(requests), 1)
             return super().generate_until(requests, disable_tqdm=True)
 

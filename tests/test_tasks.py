@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import random
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,39 @@ def test_prompts_longer_than_the_context_are_counted(tiny_base: Path, files: Pat
     assert scores["truncated"] == 9
     assert scores["results"][0]["num_fewshot"] == 4
     assert "9 prompts were cut" in task_line(scores)
+
+
+WRITTEN = """task: written
+dataset_path: json
+dataset_kwargs: {data_files: {test: written.jsonl}}
+test_split: test
+output_type: generate_until
+doc_to_text: "{{question}}"
+doc_to_target: answer
+generation_kwargs: {until: ["</s>"], max_gen_toks: 6, do_sample: false}
+metric_list:
+  - {metric: exact_match, aggregation: mean, higher_is_better: true}
+"""
+
+
+def test_what_is_written_is_what_the_model_writes_greedily(tiny_base: Path, tmp_path: Path) -> None:
+    """The answer to the first question is what `generate` writes, to the second it is not; the third is too long."""
+    import torch
+
+    model, tokenizer = load_model(tiny_base, Loading(16, compute_dtype="float32")), load_tokenizer(tiny_base)
+    questions = ["The miller went to the river", "The fox found", "The baker went to the market. " * 60]
+    ids = tokenizer(questions[0], return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        out = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=6, do_sample=False)
+    answers = [tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True), "nothing", "nothing"]
+    lines = [json.dumps({"question": q, "answer": a}) + "\n" for q, a in zip(questions, answers, strict=True)]
+    (tmp_path / "written.jsonl").write_text("".join(lines), encoding="utf-8")
+    (tmp_path / "written.yaml").write_text(WRITTEN, encoding="utf-8")
+    found = find_tasks([TaskSpec(str(tmp_path / "written.yaml"))])[0]
+    scores = score_task(model, tokenizer, found, batch_size=2, dtype="float32")
+    (one,) = scores["results"]
+    assert (one["metric"], one["per_document"]) == ("exact_match", [1.0, 0.0, 0.0])
+    assert scores["truncated"] == 1
 
 
 def test_conversations_go_through_the_chat_template(tiny_base: Path, files: Path) -> None:
