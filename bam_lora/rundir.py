@@ -269,3 +269,6 @@ def recipe_key(recipe: Recipe) -> str:
     merge["weights_by_module"] = list(merge["weights_by_module"].items())  # their order counts, as a mapping's does not
     if values["vocabulary"]["tokens"] is None:
         del values["vocabulary"]
+    for name in ("tasks", "task_when"):
+        del values["evaluation"][name]
+    return digest({name: value for name, value in values.items() if name not in _UNBINDING})
