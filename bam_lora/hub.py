@@ -152,6 +152,13 @@ def fetch_model(
         at = replace(wanted, revision=found.commit)
         with _explained(at):
             _take(at, {name: found.sizes.get(name, 0) for name in shards}, watch)
+        if absent := next((name for name in shards if not (found.folder / name).is_file()), None):
+            raise UserError.of(
+                f"{absent} of {wanted.name}",
+                expected="every file that its index names",
+                found="none in the repository",
+                remedy="It is damaged: choose another revision or copy",
+            )
     return found
 
 

@@ -199,6 +199,16 @@ def test_pickled_weights_adapters_and_code_are_refused(hub: PatchedHub, sharded:
         find_base("org/outside")
 
 
+def test_a_repository_without_a_file_of_its_index(hub: PatchedHub, sharded: Path) -> None:
+    files = reading_files(sharded)
+    del files["model-00002-of-00004.safetensors"]
+    hub.add_model(NAME, files)
+    with fails("model-00002-of-00004.safetensors of org/tiny: expected every file that its index names, found none"):
+        find_base(NAME)
+    with fails("org/tiny/model-00002-of-00004.safetensors: expected every file that the index names"):
+        base_metadata(NAME)
+
+
 def reading_files(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 
