@@ -50,8 +50,7 @@ def push(
         note: A sentence on the export for the card.
 
     Raises:
-        UserError: If the run is not finished, there is no token that may write, or the upload fails. Before anything is
-            uploaded, as far as it can be known.
+        UserError: If the run is not finished, no token may write (said before the upload), or the upload fails.
     """
     from huggingface_hub import HfApi
 
