@@ -14,7 +14,7 @@ from bam_lora.errors import UserError
 AUTO = "auto"
 FLASH = "flash_attention_2"
 _FLASH_CAPABILITY = 8  # Ampere
-_FLASH_HEAD_DIM = 256
+FLASH_HEAD_DIM = 256
 
 
 def choose_attention(wanted: str | None, folder: Path, compute_dtype: str, device: str) -> str | None:
@@ -55,7 +55,7 @@ def _flash_fits(folder: Path, compute_dtype: str, device: str) -> bool:
         return False
     if getattr(architecture, "_compatible_flash_implementations", None):  # kernels of its own, from the Hub
         return False
-    return _head_dim(config.get_text_config()) <= _FLASH_HEAD_DIM
+    return _head_dim(config.get_text_config()) <= FLASH_HEAD_DIM
 
 
 def _head_dim(config: Any) -> int:

@@ -18,8 +18,8 @@ import numpy as np
 from bam_lora.chat_rows import Completion, Conversation
 from bam_lora.errors import UserError
 
-_LOGITS_BYTES = 256 << 20  # fp32 logits held at a time
-_CHUNK_TOKENS = 256
+LOGITS_BYTES = 256 << 20  # fp32 logits held at a time
+CHUNK_TOKENS = 256
 _CUT_SLACK_BYTES = 64  # how far back a cut may move to stand before white space
 _WINDOW_SIZES = (4096, 3072, 2048, 1536, 1024, 768, 512, 384, 256, 128, 64)
 
@@ -182,7 +182,7 @@ def score(
     start = 0
     while start < len(order):
         longest = windows[order[start]].length
-        rows = max(1, min(batch_size, _LOGITS_BYTES // (longest * vocabulary * 4)))
+        rows = max(1, min(batch_size, LOGITS_BYTES // (longest * vocabulary * 4)))
         batch = [windows[index] for index in order[start : start + rows]]
         for window, value in zip(batch, _batch_nats(model, batch, pad, dtype), strict=True):
             nats[window.document] += value
@@ -222,8 +222,8 @@ def _batch_nats(model: Any, batch: Sequence[Window], pad: int, dtype: str) -> li
         first = len(window.context)
         labels = ids[row, first : window.length].to(where)
         total = 0.0
-        for start in range(0, len(labels), _CHUNK_TOKENS):  # fp32 logits of a large vocabulary, a piece at a time
-            part = labels[start : start + _CHUNK_TOKENS]
+        for start in range(0, len(labels), CHUNK_TOKENS):  # fp32 logits of a large vocabulary, a piece at a time
+            part = labels[start : start + CHUNK_TOKENS]
             predictions = logits[row, first - 1 + start : first - 1 + start + len(part)].float()
             total += float(torch.nn.functional.cross_entropy(predictions, part, reduction="none").double().sum())
         values.append(total)

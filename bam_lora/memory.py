@@ -1,0 +1,243 @@
+"""Memory on the device that trains, component by component: each is a function with its formula and its reason.
+
+docs/memory.md has the formulas and what they were held against. T are the tokens of a batch, c the bytes of a number
+that is computed with (bfloat16: 2).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from bam_lora.evaluate import CHUNK_TOKENS, LOGITS_BYTES
+from bam_lora.memory_activations import Work, layer_bytes, recomputed_bytes, stored_bytes
+from bam_lora.memory_adapter import adapter_numbers
+from bam_lora.memory_shape import BaseShape
+from bam_lora.recipe import Recipe
+
+CONTEXT_BYTES = 600_000_000
+"""What CUDA itself takes of a card: its context, kernels, cuBLAS. Not measured; NVIDIA's drivers differ."""
+_BLOCK = 64  # weights to one 4-bit scale
+_NESTED_BLOCK = 256  # scales to one scale of their own, with double quantisation
+_TOKEN_TILE, _VOCABULARY_TILE = 4096, 32768  # of TRL's output head
+# Optimizer state by name, in bytes for a trained number; others are taken for AdamW in fp32.
+_STATES = {"sgd": 0.0, "adafactor": 0.05, "lion_32bit": 4.0, "paged_lion_32bit": 4.0, "rmsprop": 4.0, "adagrad": 4.0,
+           "ademamix": 12.0, "paged_ademamix_32bit": 12.0, "ademamix_8bit": 3.1, "paged_ademamix_8bit": 3.1,
+           "adamw_torch_4bit": 1.1, "rmsprop_bnb": 4.0, "rmsprop_bnb_32bit": 4.0}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Component:
+    """One part of what memory holds: its bytes and, in words, where they come from."""
+
+    name: str
+    bytes: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Memory on the training device.
+
+    Attributes:
+        training: Components that are there at once at the peak of a training step.
+        scoring: The same while models are scored.
+    """
+
+    training: tuple[Component, ...]
+    scoring: tuple[Component, ...]
+
+    @property
+    def peak_bytes(self) -> int:
+        """The larger of the two peaks."""
+        return max(sum(one.bytes for one in part) for part in (self.training, self.scoring))
+
+    @property
+    def largest(self) -> Component:
+        """The component that takes most at the peak."""
+        parts = max((self.training, self.scoring), key=lambda part: sum(one.bytes for one in part))
+        return max(parts, key=lambda one: one.bytes)
+
+    def to_json(self) -> dict[str, Any]:
+        """In plain JSON types."""
+        parts = {"training": self.training, "scoring": self.scoring}
+        listed = {key: [vars(one) for one in part] for key, part in parts.items()}
+        return {"peak_bytes": self.peak_bytes, **listed}
+
+
+def estimate(recipe: Recipe, shape: BaseShape, *, attention: str | None, device: str = "cuda") -> Estimate:
+    """What a run takes of the device it trains on.
+
+    Args:
+        recipe: The recipe.
+        shape: Its base.
+        attention: What attention is computed by, as `choose_attention` says; None: sdpa.
+        device: "cuda", or "cpu", whose kernels work otherwise.
+    """
+    work = work_of(recipe, shape, attention=attention, device=device)
+    context = (
+        [Component("GPU context", CONTEXT_BYTES, "CUDA, its kernels and cuBLAS; assumed")] if _cuda(device) else []
+    )
+    base = weights(shape, recipe.quantization.bits, recipe.quantization.double, work.dtype_bytes)
+    scored_bits = 4 if recipe.evaluation.precision == "4bit" else 16
+    scored = weights(shape, scored_bits, recipe.quantization.double, work.dtype_bytes)
+    training = [*context, *base, *training_state(recipe, shape, work), *activations(work, shape)]
+    return Estimate(tuple(training), (*context, *scored, *scoring(recipe, shape, work)))
+
+
+def work_of(recipe: Recipe, shape: BaseShape, *, attention: str | None, device: str) -> Work:
+    """What one forward and backward pass works on."""
+    training = recipe.training
+    return Work(
+        tokens=training.per_device_train_batch_size * recipe.data.sequence_length,
+        checkpointing=training.checkpointing,
+        attention=attention or "sdpa",
+        dtype_bytes=4 if recipe.quantization.compute_dtype == "float32" else 2,
+        rank=recipe.lora.r,
+        dropout=recipe.lora.dropout > 0,
+        device=device,
+    )
+
+
+def weights(shape: BaseShape, bits: int, double: bool, dtype_bytes: int) -> list[Component]:
+    """The frozen base: what bitsandbytes quantises, and what stays as it is."""
+    left = shape.embeddings + shape.others
+    if bits == 16:
+        return [Component("weights", shape.parameters * dtype_bytes, f"not quantised: {dtype_bytes} bytes a number")]
+    quantised = four_bit_bytes(shape.quantised, double) if bits == 4 else eight_bit_bytes(shape)
+    parts = [
+        Component(f"{bits}-bit weights", quantised, _quantised_reason(bits, double)),
+        Component("unquantised weights", left * dtype_bytes, "embeddings, output head, norms"),
+    ]
+    if shape.fused:
+        reason = "bitsandbytes does not quantise experts held in one parameter"
+        parts.append(Component("experts", shape.experts * dtype_bytes, reason))
+    return parts
+
+
+def _quantised_reason(bits: int, double: bool) -> str:
+    if bits == 8:
+        return "1 byte a number, an fp32 scale a row"
+    return f"half a byte a number, {'8-bit' if double else 'fp32'} scales of {_BLOCK}"
+
+
+def four_bit_bytes(numbers: int, double: bool) -> int:
+    """n/2 codes; a scale for every 64: fp32, or with double quantisation 1 byte and an fp32 for every 256 of these."""
+    scales = -(-numbers // _BLOCK)
+    return numbers // 2 + (scales + 4 * -(-scales // _NESTED_BLOCK) if double else 4 * scales)
+
+
+def eight_bit_bytes(shape: BaseShape) -> int:
+    """One byte a number, and an fp32 scale a row."""
+    return shape.quantised + 4 * sum(one.rows for one in shape.linears)
+
+
+def training_state(recipe: Recipe, shape: BaseShape, work: Work) -> list[Component]:
+    """What is kept for the numbers that are trained: themselves and their gradients in fp32, the optimizer's state."""
+    numbers = adapter_numbers(recipe, shape)
+    optim = recipe.training.optim
+    state = round(numbers * state_bytes(optim))
+    paged = "paged" in optim
+    copies = 0 if work.dtype_bytes == 4 else numbers * work.dtype_bytes
+    return [
+        Component("adapter", 4 * numbers, f"{numbers:,} trained numbers, fp32"),
+        Component("gradients", 4 * numbers, "fp32, as the adapter"),
+        Component("optimizer", state, f"{optim}: {state_bytes(optim):g} bytes a number" + _paged_reason(paged)),
+        Component("adapter copies", copies, "autocast's, in the type that is computed with"),
+    ]
+
+
+def _paged_reason(paged: bool) -> str:
+    return "; can move to RAM, counted here in full" if paged else ""
+
+
+def state_bytes(optim: str) -> float:
+    """Bytes of optimizer state for a trained number: two fp32 moments for AdamW; 8-bit ones with a scale each 256."""
+    if optim in _STATES:
+        return _STATES[optim]
+    moments = 1 if "lion" in optim or "rmsprop" in optim else 2
+    return moments * (1 + 4 / 256) if "8bit" in optim or "8_bit" in optim else 8.0
+
+
+def activations(work: Work, shape: BaseShape) -> list[Component]:
+    """What is kept for the backward pass, and the larger of two peaks that do not meet: the loss, and one layer."""
+    kept = stored_bytes(work, shape)
+    loss = logits(work, shape)
+    layer = recomputed_bytes(work, shape) + workspace(work, shape)
+    how = "every layer's input" if work.checkpointing else "all that the backward pass needs"
+    parts = [Component("activations", kept, f"{work.tokens:,} tokens a batch: {how}")]
+    if loss.bytes >= layer:
+        return [*parts, loss]
+    what = "one layer again, and gradients in it" if work.checkpointing else "gradients in one layer"
+    return [*parts, Component("layer at work", layer, f"{what}, its weight dequantised")]
+
+
+def workspace(work: Work, shape: BaseShape) -> int:
+    """The largest weight dequantised, c bytes a number (its scales in fp32, too), and the gradients in one layer.
+
+    A layer's backward pass holds the gradients of its widest part: three of the MLP's width, two of the stream's.
+    """
+    weight = shape.largest_linear * work.dtype_bytes + 4 * shape.largest_linear // _BLOCK
+    gradients = work.tokens * work.dtype_bytes * (3 * shape.intermediate + 2 * shape.hidden)
+    return weight + gradients
+
+
+def logits(work: Work, shape: BaseShape) -> Component:
+    """The output head's part of a training step.
+
+    TRL 1.16 computes the loss in tiles of 4,096 tokens by 32,768 tokens of the vocabulary, c bytes each, and keeps the
+    gradient of the hidden states in fp32. Without Triton a tile is worked on in fp32: seven copies and a mask at the
+    peak of the backward pass. Older versions hold all logits: c bytes, fp32 twice, their gradient.
+    """
+    tokens, hidden = work.tokens, work.tokens * shape.hidden * (4 + 2 * work.dtype_bytes)
+    if not _tiled_loss():
+        size = tokens * shape.vocabulary * (12 + work.dtype_bytes)
+        return Component(
+            "logits", size + hidden, f"{tokens:,} tokens x {shape.vocabulary:,}: {work.dtype_bytes} + 12 bytes"
+        )
+    rows = min(tokens, _TOKEN_TILE)
+    if _cuda(work.device):
+        return Component("logits", rows * _VOCABULARY_TILE * work.dtype_bytes + hidden,
+                         f"a tile of {rows:,} x {_VOCABULARY_TILE:,} at a time")  # fmt: skip
+    columns = min(shape.vocabulary, _VOCABULARY_TILE)
+    tile = rows * columns * (7 * 4 + 1 + work.dtype_bytes)
+    return Component("logits", tile + hidden, f"a tile of {rows:,} x {columns:,} at a time, in fp32")
+
+
+def _tiled_loss() -> bool:
+    return importlib.util.find_spec("trl") is not None and importlib.util.find_spec("trl.kernels") is not None
+
+
+def scoring(recipe: Recipe, shape: BaseShape, work: Work) -> list[Component]:
+    """Windows without gradients: a layer's working set, and the logits, which are bounded (`evaluate.score`).
+
+    A branch's adapter is in fp32 beside the base. Windows are of 4,096 bytes or as the recipe says, two bytes or more
+    to a token, and no longer than the context.
+    """
+    window = min(shape.context or 2048, (recipe.evaluation.window_bytes or 4096) // 2)
+    most = max(1, min(recipe.evaluation.batch_size, LOGITS_BYTES // (window * shape.vocabulary * 4)))
+    tokens = most * window
+    one = replace(work, tokens=tokens, checkpointing=False, dropout=False)
+    chunk = min(CHUNK_TOKENS, window) * shape.vocabulary * 12  # fp32 logits, their log-softmax, a copy
+    return [
+        Component("adapter", 4 * adapter_numbers(recipe, shape), "of the branch that is scored, fp32"),
+        Component("layer at work", layer_bytes(one, shape) // 2 + workspace(one, shape) // 2, f"{tokens:,} tokens"),
+        Component("logits", tokens * shape.vocabulary * work.dtype_bytes + chunk,
+                  f"{tokens:,} tokens x {shape.vocabulary:,}"),
+    ]  # fmt: skip
+
+
+def total(components: Sequence[Component]) -> int:
+    """Bytes of all of them."""
+    return sum(one.bytes for one in components)
+
+
+def from_json(value: Mapping[str, Any]) -> Estimate:
+    """The estimate that `Estimate.to_json` wrote."""
+    return Estimate(*(tuple(Component(**one) for one in value[key]) for key in ("training", "scoring")))
+
+
+def _cuda(device: str) -> bool:
+    return device.startswith(("cuda", "xpu"))
