@@ -26,7 +26,7 @@ from bam_lora.branch_callbacks import (
 )
 from bam_lora.errors import Interrupted, UserError, first_line
 from bam_lora.interrupt import StopRequest
-from bam_lora.machine import peak_memory
+from bam_lora.machine import peak_memory, trim_heap
 from bam_lora.safetensors_stream import write_tensors
 from bam_lora.store import MANIFEST, digest, fsync_path, seal, verify, write_text
 from bam_lora.views import assert_not_repacked, branch_view, count_linear_modules
@@ -112,6 +112,7 @@ def train_branch(
         # Before the seal: a branch goes on from a sealed checkpoint, and would not come by this step again.
         keep = KeepAdapters(folder / TRAJECTORY, lambda model, place: _save_adapter(model, place, job, initial))
         callbacks.insert(0, keep)
+    trim_heap()  # loading the base has left as much as the base is large
     trainer = make(branch_view(model), folder / CHECKPOINTS, callbacks)
     whole_in = _settle(trainer, model)
     initial = loftq.begin(trainer.model, folder / INITIAL, fresh=checkpoint is None) if job.loftq else {}
@@ -138,6 +139,7 @@ def train_branch(
     }
     del trainer
     gc.collect()
+    trim_heap()
     shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
     (folder / INITIAL).unlink(missing_ok=True)
     fsync_path(folder / METRICS)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import shutil
 from pathlib import Path
 
 from bam_lora.base import load_tokenizer, require_fitting_base, require_targets
@@ -14,9 +12,7 @@ from bam_lora.check_rows import source_lines
 from bam_lora.check_template import template_lines
 from bam_lora.checkpoint import Checkpoint
 from bam_lora.default_template import settle_template
-from bam_lora.dense_methods import DENSE_METHODS
 from bam_lora.difference import Known
-from bam_lora.fold_plan import EMBEDDING_NAMES
 from bam_lora.front import Front
 from bam_lora.grown_tokenizer import open_backend
 from bam_lora.hub_metadata import base_metadata
@@ -29,7 +25,6 @@ from bam_lora.recipe import Recipe
 from bam_lora.recipe_chat import has_chat
 from bam_lora.rehearsal import require_mergeable
 from bam_lora.rundir import require_own
-from bam_lora.store import require_space
 from bam_lora.task_scores import task_lines
 from bam_lora.token_learning import require_bpe
 from bam_lora.vocabulary import require_fresh_base
@@ -43,7 +38,7 @@ def check_recipe(recipe: Recipe, *, colour: bool = False) -> str:
         colour: Mark the trained tokens by colour, for a terminal, not by brackets.
 
     Returns:
-        Lines for the terminal: base, sources with their columns and a row, iterations, disk.
+        Lines for the terminal: base, sources with their columns and a row, iterations.
 
     Raises:
         UserError: If the run could not work: base or data missing, no EOS, sequences beyond the base's context.
@@ -76,7 +71,7 @@ def check_recipe(recipe: Recipe, *, colour: bool = False) -> str:
         )
     require_groups(recipe)
     lines += _vocabulary_lines(recipe, folder) + data_lines(recipe, tokenizer) + _plan_lines(recipe)
-    lines += batch_lines(recipe, folder, _parameters(checkpoint)) + _disk_lines(recipe, base.weight_bytes, checkpoint)
+    lines += batch_lines(recipe, folder, _parameters(checkpoint))
     return "\n".join(lines)
 
 
@@ -135,29 +130,3 @@ def _plan_lines(recipe: Recipe) -> list[str]:
                 "note        fewer than 20 steps a branch: adapters hardly move; use fewer slices or smaller steps"
             )
     return lines
-
-
-def _disk_lines(recipe: Recipe, weights: int, checkpoint: Checkpoint) -> list[str]:
-    matrices = [r.shape for name, r in checkpoint.tensors().items() if len(r.shape) == 2 and "embed" not in name]
-    adapter = sum(recipe.lora.r * (rows + columns) * 4 for rows, columns in matrices)
-    # While one iteration's model is folded the one before it is still there; optimizer states are twice the adapter.
-    models = 2 if recipe.vocabulary.tokens is None else 3
-    needed = models * weights + recipe.slices * adapter + 3 * recipe.training.save_total_limit * adapter
-    note = ""
-    by_elements = recipe.bam.merge.method if recipe.bam.merge.method in DENSE_METHODS else None
-    key = by_elements or recipe.beside_factors
-    if key is not None:
-        kept = iteration_count(recipe) if recipe.keep.bases == "all" else 2
-        whole = sum(4 * rows * columns for rows, columns in matrices) if by_elements or recipe.lora.dora else 0
-        embeddings = [r.shape for name, r in checkpoint.tensors().items() if name.endswith(EMBEDDING_NAMES)]
-        if recipe.vocabulary.tokens or recipe.lora.modules_to_save or recipe.lora.trainable_token_indices:
-            whole += sum(4 * math.prod(shape) for shape in embeddings)
-        needed += kept * whole
-        note = f"; {key} keeps whole weights of up to {kept} iterations, at most {whole / 1e9:.2f} GB each"
-    output = Path(recipe.output).expanduser().absolute()
-    require_space(output, needed, f"{recipe.slices} adapters and two folded models")
-    free = shutil.disk_usage(next(path for path in (output, *output.parents) if path.exists())).free
-    return [
-        f"disk        at most about {needed / 1e9:.2f} GB of {free / 1e9:.0f} GB free; "
-        f"a folded model is {weights / 1e9:.2f} GB{note}"
-    ]

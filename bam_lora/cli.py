@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from bam_lora.cli_adapters import Run_, export, fold, merge
+from bam_lora.cli_check import check
 from bam_lora.cli_errors import VERBOSE, command
 from bam_lora.cli_tasks import Limit, NumFewshot, Tasks, specs_of, tasks_text
 from bam_lora.errors import UserError
@@ -66,22 +67,7 @@ def quickstart(
     typer.echo(start(output, language))
 
 
-@app.command()
-@command
-def check(
-    recipe: Recipe_,
-    output: Annotated[Path | None, typer.Option(help="Run directory, if not the recipe's.")] = None,
-    overrides: Set_ = None,
-) -> None:
-    """Validates a recipe and says what it will do: base, data, iterations, steps, disk.
-
-    Reads the first rows of every source and the base's headers (a base on the Hub is fetched); trains nothing. Exit
-    status 1 if it cannot work.
-    """
-    from bam_lora.check import check_recipe
-    from bam_lora.marked_text import wants_colour
-
-    typer.echo(check_recipe(_load(recipe, overrides, output), colour=wants_colour()))
+app.command()(command(check))
 
 
 @app.command()

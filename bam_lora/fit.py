@@ -57,6 +57,10 @@ class Fit:
         """The settings as sections of a recipe."""
         return nested(self.settings)
 
+    def applied(self, recipe: Recipe) -> Recipe:
+        """A recipe with these settings."""
+        return with_settings(recipe, self.settings)
+
     def to_json(self) -> dict[str, Any]:
         """In plain JSON types."""
         facts = {"memory_bytes": self.memory_bytes, "margin": MARGIN, "notes": list(self.notes)}

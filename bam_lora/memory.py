@@ -7,7 +7,7 @@ that is computed with (bfloat16: 2).
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -229,7 +229,7 @@ def scoring(recipe: Recipe, shape: BaseShape, work: Work) -> list[Component]:
     ]  # fmt: skip
 
 
-def total(components: Sequence[Component]) -> int:
+def total(components: Iterable[Component]) -> int:
     """Bytes of all of them."""
     return sum(one.bytes for one in components)
 

@@ -1,0 +1,90 @@
+"""What the machine that a run is planned for has: the device that trains, its memory, RAM, disk."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bam_lora.base import device
+from bam_lora.errors import UserError
+
+_SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*(gb|gib|mb|mib)?", re.IGNORECASE)
+_CGROUP = Path("/sys/fs/cgroup/memory.max")
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A machine.
+
+    Attributes:
+        device: What trains: "cuda", "cpu", "mps", ...
+        name: Of the device, in words.
+        memory_bytes: Of the device; on a CPU and on a Mac the machine's own.
+        ram_bytes: The machine's own, or what its container may use.
+        assumed: Whether the device is only assumed (`--gpu-memory`).
+    """
+
+    device: str
+    name: str
+    memory_bytes: int
+    ram_bytes: int
+    assumed: bool = False
+
+    @property
+    def unified(self) -> bool:
+        """Whether the device that trains has no memory of its own."""
+        return self.device in ("cpu", "mps")
+
+    def to_json(self) -> dict[str, Any]:
+        """In plain JSON types."""
+        return dict(vars(self))
+
+
+def find_machine(gpu_memory_bytes: int | None = None) -> Machine:
+    """This machine; with `gpu_memory_bytes`, as if it had a GPU with so much."""
+    ram = ram_bytes()
+    if gpu_memory_bytes is not None:
+        return Machine("cuda", f"a GPU with {gpu_memory_bytes / 2**30:.3g} GiB", gpu_memory_bytes, ram, assumed=True)
+    where = device()
+    if where == "cuda":
+        import torch
+
+        properties = torch.cuda.get_device_properties(0)
+        return Machine(where, properties.name, int(properties.total_memory), ram)
+    return Machine(where, "this machine's CPU" if where == "cpu" else where, ram, ram)
+
+
+def ram_bytes() -> int:
+    """The machine's memory, or what a container leaves of it."""
+    import psutil
+
+    total = int(psutil.virtual_memory().total)
+    try:
+        limit = _CGROUP.read_text(encoding="utf-8").strip()
+    except OSError:  # not Linux, or no container
+        return total
+    return min(total, int(limit)) if limit.isdigit() else total
+
+
+def free_disk(output: str) -> int:
+    """Free bytes where a run's folder is or will be."""
+    path = Path(output).expanduser().absolute()
+    return shutil.disk_usage(next(one for one in (path, *path.parents) if one.exists())).free
+
+
+def parse_memory(text: str) -> int:
+    """A GPU's memory in bytes: `12GB`, `12`, `11.5GiB`, `8192MB`. A card's GB are GiB, whatever it says on the box.
+
+    Raises:
+        UserError: If it is no size.
+    """
+    found = _SIZE.fullmatch(text.strip())
+    if found is None or float(found[1]) == 0:
+        raise UserError.of(
+            "--gpu-memory", expected="a size such as 12GB", found=repr(text), remedy="Say what the card has"
+        )
+    unit = 2**20 if (found[2] or "gb").lower().startswith("m") else 2**30
+    return round(float(found[1]) * unit)

@@ -1,0 +1,89 @@
+"""All that `bam-lora check` finds, put together: recipe, data, what it takes, what would fit, what was measured."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from bam_lora.check import check_recipe
+from bam_lora.check_base import PlannedBase, planned_base
+from bam_lora.check_machine import Machine, find_machine, parse_memory
+from bam_lora.check_plan import Resources, plan_resources
+from bam_lora.errors import UserError
+from bam_lora.fit import Fit, fit_recipe
+from bam_lora.fit_text import fit_lines
+from bam_lora.measure_steps import Measured, measure_run
+from bam_lora.memory_host import model_room
+from bam_lora.quiet import quiet_libraries
+from bam_lora.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What was found. `problems` are what keeps the run from working as it is."""
+
+    recipe: Recipe
+    text: str
+    resources: Resources
+    fit: Fit | None
+    measured: Measured | None
+    problems: tuple[UserError, ...]
+
+    def lines(self) -> list[str]:
+        """For the terminal."""
+        lines = [*self.text.splitlines(), *self.resources.lines()]
+        if self.measured is not None:
+            lines += self.measured.lines(self.resources)
+        return lines + (fit_lines(self.recipe, self.fit) if self.fit is not None else [])
+
+    def to_json(self) -> dict[str, Any]:
+        """In plain JSON types."""
+        labelled = [{"label": line[:12].strip(), "text": line[12:]} for line in self.text.splitlines()]
+        return {
+            "format": 1,
+            "recipe": self.recipe.resolved(),
+            "findings": labelled,
+            **self.resources.to_json(),
+            "problems": [str(error) for error in self.problems],
+            "fit": None if self.fit is None else self.fit.to_json(),
+            "measured": None if self.measured is None else self.measured.to_json(),
+        }
+
+
+def check_everything(recipe: Recipe, *, gpu_memory: str | None, fit: bool, measure: bool) -> Checked:
+    """Looks at everything that a recipe names and needs.
+
+    Args:
+        recipe: A valid recipe.
+        gpu_memory: Plan for a GPU with so much, such as "12GB"; None: for this machine.
+        fit: Choose settings that fit.
+        measure: Take a few real steps.
+
+    Raises:
+        UserError: If the run could not work, or nothing fits.
+    """
+    machine = find_machine(None if gpu_memory is None else parse_memory(gpu_memory))
+    if measure and machine.assumed:
+        raise UserError.of(
+            "--measure", expected="this machine", found="--gpu-memory", remedy="Leave one of the two out"
+        )
+    quiet_libraries()
+    base = planned_base(recipe)
+    chosen = _fitted(recipe, base, machine) if fit else None
+    recipe = chosen.applied(recipe) if chosen is not None else recipe
+    text = check_recipe(recipe)
+    resources = plan_resources(recipe, base, machine)
+    problems = tuple(resources.problems())
+    measured = None
+    if measure and not problems:
+        measured = measure_run(recipe, steps=resources.steps, tokens=resources.tokens)
+    return Checked(recipe, text, resources, chosen, measured, problems)
+
+
+def _fitted(recipe: Recipe, base: PlannedBase, machine: Machine) -> Fit:
+    """What fits; where the device has no memory of its own, beside what the process takes anyway."""
+    attention = plan_resources(recipe, base, machine).attention
+    if not machine.unified:
+        return fit_recipe(recipe, base.shape, machine.memory_bytes, attention=attention, device=machine.device)
+    room = model_room(machine.ram_bytes)
+    return fit_recipe(recipe, base.shape, room, attention=attention, device="cpu")

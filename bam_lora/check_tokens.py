@@ -1,0 +1,47 @@
+"""How many tokens a run will train on, before any data is prepared."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from bam_lora.recipe import Recipe, Source
+from bam_lora.sources import open_source, read_texts, text_source
+
+_SAMPLE = 50  # documents
+_PLAIN = (".jsonl", ".json", ".txt")
+
+
+def training_tokens(recipe: Recipe, tokenizer: Any) -> int | None:
+    """Training tokens of one pass over the data, replay included, or None if a source says nothing of its size.
+
+    At most what the limits allow; of plain files about what they hold, by the bytes per token at their beginning.
+    """
+    amounts = [_source_tokens(source, tokenizer) for source in recipe.data.target]
+    if any(amount is None for amount in amounts):
+        return None
+    return round(sum(amount for amount in amounts if amount is not None) / (1 - recipe.data.replay_share))
+
+
+def _source_tokens(source: Source, tokenizer: Any) -> int | None:
+    held = _file_tokens(source, tokenizer)
+    if source.tokens is None or held is None:
+        return source.tokens if held is None else held
+    return min(source.tokens, held)
+
+
+def _file_tokens(source: Source, tokenizer: Any) -> int | None:
+    path = Path(source.path)
+    where = text_source(source)
+    if not path.is_file() or path.suffix not in _PLAIN or where.mode == "chat":
+        return None
+    with tempfile.TemporaryDirectory() as cache:
+        opened = open_source(where, streaming=True, cache=Path(cache))
+        texts = [text for _, text in itertools.islice(read_texts(where, opened), _SAMPLE)]
+    rows = texts if path.suffix == ".txt" else [json.dumps({"text": text}, ensure_ascii=False) for text in texts]
+    size = sum(len(row.encode()) + 1 for row in rows)
+    tokens = sum(len(ids) + 1 for ids in tokenizer(texts, verbose=False)["input_ids"])
+    return round(path.stat().st_size * tokens / size) if texts else None

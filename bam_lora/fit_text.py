@@ -1,0 +1,72 @@
+"""Settings that fit, as YAML, as options of the command line, and as a recipe of their own."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from bam_lora.errors import UserError
+from bam_lora.fit import MARGIN, Fit, nested
+from bam_lora.recipe import Recipe
+from bam_lora.recipe_yaml import dump_yaml, read_yaml
+from bam_lora.store import write_text
+
+_LABEL = 12
+
+
+def fit_lines(recipe: Recipe, fit: Fit) -> list[str]:
+    """What was chosen, for the terminal."""
+    training = recipe.training
+    step = training.per_device_train_batch_size * training.gradient_accumulation_steps * recipe.data.sequence_length
+    lines = [
+        f"{'fit':{_LABEL}}into {fit.memory_bytes / 2**30:.1f} GiB with {MARGIN:.0%} left free, at the recipe's "
+        f"{step:,} tokens a step:"
+    ]
+    lines += [" " * _LABEL + line for line in yaml_text(fit.settings).splitlines()]
+    lines += [f"{'note':{_LABEL}}{note}" for note in fit.notes]
+    return [*lines, f"{'options':{_LABEL}}{options_text(fit.settings)}"]
+
+
+def yaml_text(settings: dict[str, Any]) -> str:
+    """The settings as YAML."""
+    return dump_yaml(nested(settings))
+
+
+def options_text(settings: dict[str, Any]) -> str:
+    """The settings as options of `bam-lora run`."""
+    return " ".join(f"--set {key}={json.dumps(value)}".replace('"', "") for key, value in settings.items())
+
+
+def write_fitted(path: Path, recipe: Path, overrides: Sequence[str], fit: Fit) -> None:
+    """Writes a recipe that extends another by what was chosen, and by what the command line has set.
+
+    Raises:
+        UserError: If it would be the recipe itself, or an override is one of a list's items.
+    """
+    if path.resolve() == recipe.resolve():
+        raise UserError.of("--write", expected="a new file", found="RECIPE itself", remedy="Choose another name")
+    settings: dict[str, Any] = {}
+    for override in overrides:
+        key, _, value = override.partition("=")
+        if any(part.isdigit() for part in key.split(".")):
+            raise UserError.of(
+                f"--write with --set {key}",
+                expected="keys of sections",
+                found="an item of a list",
+                remedy="Write it into the recipe",
+            )
+        _put(settings, key.split("."), read_yaml(value, None).value)
+    for key, value in fit.settings.items():
+        _put(settings, key.split("."), value)
+    extends = os.path.relpath(recipe.resolve(), path.resolve().parent)
+    head = f"# Settings that fit {fit.memory_bytes / 2**30:.1f} GiB, chosen by `bam-lora check --fit`.\n"
+    write_text(path, head + dump_yaml({"extends": extends, **settings}))
+
+
+def _put(values: dict[str, Any], path: Sequence[str], value: Any) -> None:
+    for part in path[:-1]:
+        values = values.setdefault(part, {})
+    values[path[-1]] = value

@@ -1,0 +1,84 @@
+"""The bases and recipes of the estimates' benchmark: the 8 M base, and random Llamas of about 100 M and 500 M."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+SHAPES: dict[str, dict[str, int]] = {
+    "tiny": {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 2,
+             "num_key_value_heads": 1, "vocab_size": 6144},
+    "100m": {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 12, "num_attention_heads": 12,
+             "num_key_value_heads": 12, "vocab_size": 16384},
+    "500m": {"hidden_size": 1536, "intermediate_size": 4096, "num_hidden_layers": 16, "num_attention_heads": 24,
+             "num_key_value_heads": 8, "vocab_size": 32768},
+    "8b": {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
+           "num_key_value_heads": 8, "vocab_size": 128256},
+}  # fmt: skip
+"""Random weights, the 8 M base's tokenizer; memory does not depend on values."""
+TRAINING: dict[str, dict[str, Any]] = {
+    "8m": {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "checkpointing": False},
+    "tiny": {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "checkpointing": False},
+    "100m": {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 1, "checkpointing": False},
+    "500m": {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 1, "checkpointing": True},
+    "8b": {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "checkpointing": True},
+}
+LENGTH = 256
+STEPS = 3  # of a branch
+_TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "generation_config.json")
+
+
+def base_folder(name: str, data: Path, work: Path) -> Path:
+    """The folder of a base: the given 8 M one, or a random one, made on the first call."""
+    given = data / "models" / "en-docs-8m"
+    if name == "8m":
+        return given
+    folder = work / f"base-{name}"
+    if not (folder / "config.json").exists():
+        _make_base(SHAPES[name], given, folder)
+    return folder
+
+
+def _make_base(shape: dict[str, int], given: Path, folder: Path) -> None:
+    import torch
+    from transformers import AutoConfig, LlamaForCausalLM
+
+    config = AutoConfig.from_pretrained(str(given))
+    for key, value in {**shape, "head_dim": shape["hidden_size"] // shape["num_attention_heads"]}.items():
+        setattr(config, key, value)
+    config.tie_word_embeddings = False
+    torch.manual_seed(0)
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        model = LlamaForCausalLM(config)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    temporary = folder.with_name(folder.name + ".part")
+    shutil.rmtree(temporary, ignore_errors=True)
+    model.save_pretrained(temporary)
+    for name in _TOKENIZER:
+        shutil.copyfile(given / name, temporary / name)
+    temporary.rename(folder)
+
+
+def recipe_of(name: str, base: Path, data: Path) -> dict[str, Any]:
+    """Four slices, two branches, three steps a branch, with a checkpoint inside each, scored on a few documents."""
+    training = TRAINING[name]
+    per_step = training["per_device_train_batch_size"] * training["gradient_accumulation_steps"] * LENGTH
+    sets = {
+        "target": [{"path": str(data / "data" / "de_docs.valid.jsonl"), "documents": 8, "set": "german"}],
+        "source": [{"path": str(data / "data" / "en_docs.valid.jsonl"), "documents": 8, "set": "english"}],
+    }
+    return {
+        "base": str(base),
+        "output": "run",
+        "data": {
+            "target": [{"path": str(data / "data" / "de_docs.train.jsonl"), "tokens": 4 * STEPS * per_step}],
+            "sequence_length": LENGTH,
+        },
+        "bam": {"slices": 4, "branches": 2},
+        "lora": {"r": 32},
+        "training": {**training, "learning_rate": 1e-4, "warmup_steps": 0, "save_steps": 1, "logging_steps": 1},
+        "evaluation": {**sets, "samples": ["Am Morgen"]},
+    }
