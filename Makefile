@@ -7,7 +7,7 @@ TEST_JOBS ?= 2
 READY := .venv/.ready
 
 .PHONY: help setup quickstart test test-slow lint format docs site bench bench-forgetting bench-fold bench-precision \
-	bench-overhead clean
+	bench-overhead bench-estimates clean
 
 help:
 	@echo "make quickstart   the whole loop on the embedded model, CPU, minutes"
@@ -22,6 +22,7 @@ help:
 	@echo "make bench-fold   folding adapters: cp, bam-lora, PEFT, mergekit, axolotl (ROUNDS=5; LARGE=1: also an 8 B model)"
 	@echo "make bench-precision   what is left of the deltas after many folds, ours and three others"
 	@echo "make bench-overhead   the loop beside plain SFTTrainer, on 8 M and 100 M (ROUNDS=5; FULL=1: hours)"
+	@echo "make bench-estimates  what check estimates of memory and disk against whole runs, 8 M to 500 M"
 	@echo "make test-slow    the tests that take minutes"
 
 setup: $(READY)
@@ -74,6 +75,9 @@ bench-precision: $(READY)
 
 bench-overhead: $(READY)
 	$(BIN)/python benchmarks/overhead/run.py --rounds $(ROUNDS) $(if $(FULL),--full)
+
+bench-estimates: $(READY)
+	$(BIN)/python benchmarks/estimates/run.py
 
 clean:
 	rm -rf .venv quickstart site

@@ -21,7 +21,7 @@ TRAINING: dict[str, dict[str, Any]] = {
     "8m": {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "checkpointing": False},
     "tiny": {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "checkpointing": False},
     "100m": {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 1, "checkpointing": False},
-    "500m": {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 1, "checkpointing": True},
+    "500m": {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 1, "checkpointing": True},
     "8b": {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "checkpointing": True},
 }
 LENGTH = 256
@@ -63,12 +63,12 @@ def _make_base(shape: dict[str, int], given: Path, folder: Path) -> None:
 
 
 def recipe_of(name: str, base: Path, data: Path) -> dict[str, Any]:
-    """Four slices, two branches, three steps a branch, with a checkpoint inside each, scored on a few documents."""
+    """Four slices, two branches, three steps a branch, with checkpoints inside, the merged models scored."""
     training = TRAINING[name]
     per_step = training["per_device_train_batch_size"] * training["gradient_accumulation_steps"] * LENGTH
     sets = {
-        "target": [{"path": str(data / "data" / "de_docs.valid.jsonl"), "documents": 8, "set": "german"}],
-        "source": [{"path": str(data / "data" / "en_docs.valid.jsonl"), "documents": 8, "set": "english"}],
+        "target": [{"path": str(data / "data" / "de_docs.valid.jsonl"), "documents": 1, "set": "german"}],
+        "source": [{"path": str(data / "data" / "en_docs.valid.jsonl"), "documents": 1, "set": "english"}],
     }
     return {
         "base": str(base),
@@ -80,5 +80,5 @@ def recipe_of(name: str, base: Path, data: Path) -> dict[str, Any]:
         "bam": {"slices": 4, "branches": 2},
         "lora": {"r": 32},
         "training": {**training, "learning_rate": 1e-4, "warmup_steps": 0, "save_steps": 1, "logging_steps": 1},
-        "evaluation": {**sets, "samples": ["Am Morgen"]},
+        "evaluation": {**sets, "branches": False},
     }

@@ -1,0 +1,156 @@
+"""What `bam-lora check` estimates of memory and disk, against what whole runs take, for three sizes of base.
+
+    BAM_LORA_BENCH_DATA=folder python benchmarks/estimates/run.py [--sizes 8m,100m,500m] [--work DIR]
+
+Each size is one whole run (four slices, two branches, three steps a branch, a little scored) in a process of its own: its peak resident set as the system reports it, the peak of its folder, looked at all through the run, and on
+a GPU the peak of what torch reserves, with the context that is assumed. The random bases are made on the first call.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from inputs import SHAPES, base_folder, recipe_of
+
+import bam_lora
+from bam_lora.check_base import planned_base
+from bam_lora.check_machine import find_machine
+from bam_lora.check_plan import plan_resources
+from bam_lora.machine import environment
+from bam_lora.memory import CONTEXT_BYTES
+from bam_lora.recipe import dump_recipe, recipe_from_dict
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+_PAUSE = 0.02  # seconds between looks at the folder
+
+
+def main() -> None:
+    options = parse()
+    provenance = provenance_of(options)
+    data = Path(os.environ["BAM_LORA_BENCH_DATA"]).resolve()
+    options.work.mkdir(parents=True, exist_ok=True)
+    results: dict[str, Any] = {"provenance": provenance, "sizes": {}}
+    for name in options.sizes:
+        results["sizes"][name] = attempt(name, data, options)
+        print(table({name: results["sizes"][name]}), flush=True)
+    recorded = "tiny" not in options.sizes
+    day = datetime.date.today().isoformat()
+    target = HERE / "results" / f"{day}.json" if recorded else options.work / "trial.json"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(json.dumps(results, indent=2) + "\n")
+    print(table(results["sizes"]), target, sep="\n")
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, default=ROOT / "runs" / "estimates", help="bases, runs")
+    parser.add_argument("--sizes", default="8m,100m,500m", help=f"of 8m, {', '.join(SHAPES)}, with commas between")
+    parser.add_argument("--allow-dirty", action="store_true", help="measure a tree with uncommitted changes")
+    options = parser.parse_args()
+    options.work = options.work.resolve()
+    options.sizes = options.sizes.split(",")
+    unknown = sorted(set(options.sizes) - {"8m", *SHAPES})
+    if unknown:
+        parser.error(f"--sizes: expected some of 8m, {', '.join(SHAPES)}, found {', '.join(unknown)}")
+    if not os.environ.get("BAM_LORA_BENCH_DATA"):
+        sys.exit("error: set BAM_LORA_BENCH_DATA to a folder with data/ and models/ (benchmarks/README.md)")
+    return options
+
+
+def provenance_of(options: argparse.Namespace) -> dict[str, Any]:
+    if Path(bam_lora.__file__).parents[1] != ROOT:
+        sys.exit(f"error: bam_lora: expected the one in {ROOT}, found {bam_lora.__file__}; use this tree's environment")
+    status = subprocess.check_output(["git", "-C", str(ROOT), "status", "--porcelain"], text=True)
+    dirty = [line for line in status.splitlines() if "/results/" not in line]
+    if dirty and not options.allow_dirty:
+        sys.exit("error: uncommitted changes; commit them first, a result must name the code that gave it")
+    facts = environment(find_machine().device, int(os.environ.get("OMP_NUM_THREADS", "1")))
+    return {**facts, "command": "make bench-estimates", "dirty": bool(dirty), "load": os.getloadavg()}
+
+
+def attempt(name: str, data: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """The estimate for one base, and what a run took."""
+    recipe = recipe_from_dict(recipe_of(name, base_folder(name, data, options.work), data))
+    base, machine = planned_base(recipe), find_machine()
+    plan = plan_resources(recipe, base, machine)
+    output = options.work / f"run-{name}"
+    shutil.rmtree(output, ignore_errors=True)
+    file = options.work / f"{name}.yaml"
+    file.write_text(dump_recipe(recipe))
+    started = time.perf_counter()
+    peak_disk, usage = watched(file, output)
+    seconds = time.perf_counter() - started
+    sessions = json.loads((output / "sessions.json").read_text())
+    gpu = sessions["sessions"][-1]["peak_gpu_bytes"]
+    measured = {"ram": usage, "disk_peak": peak_disk, "disk_end": folder_bytes(output)}
+    estimated = {"ram": plan.host.peak_bytes, "disk_peak": plan.disk.peak_bytes, "disk_end": plan.disk.end_bytes}
+    if gpu is not None:
+        measured["gpu"], estimated["gpu"] = gpu + CONTEXT_BYTES, plan.model.peak_bytes
+    shutil.rmtree(output)
+    return {
+        "parameters": base.shape.parameters,
+        "device": machine.name,
+        "seconds": seconds,
+        "measured": measured,
+        "estimated": estimated,
+        "ratio": {key: estimated[key] / measured[key] for key in measured},
+        "components": plan.to_json(),
+    }
+
+
+def watched(recipe: Path, output: Path) -> tuple[int, int]:
+    """Peak bytes of the folder while a whole run fills it, and peak resident bytes of its process."""
+    command = [sys.executable, "-m", "bam_lora", "run", str(recipe), "--output", str(output)]
+    log = output.with_suffix(".log")
+    with log.open("w") as said:
+        child = subprocess.Popen(command, stdout=said, stderr=said, env={**os.environ, "PYTHONPATH": str(ROOT)})
+        peak = 0
+        while True:
+            peak = max(peak, folder_bytes(output))
+            done, status, usage = os.wait4(child.pid, os.WNOHANG)
+            if done:
+                break
+            time.sleep(_PAUSE)
+    if status:
+        sys.exit(f"error: the run failed:\n{log.read_text()}")
+    return peak, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def folder_bytes(folder: Path) -> int:
+    """Bytes of the files in a folder, one that is there under two names counted once."""
+    sizes: dict[int, int] = {}
+    for root, _, names in os.walk(folder):
+        for name in names:
+            try:
+                stat = os.lstat(os.path.join(root, name))
+            except FileNotFoundError:  # it went while we looked
+                continue
+            sizes[stat.st_ino] = stat.st_size
+    return sum(sizes.values())
+
+
+def table(sizes: dict[str, Any]) -> str:
+    """Estimated and measured, as Markdown."""
+    lines = ["| base | what | estimated | measured | estimated / measured |", "|---|---|---|---|---|"]
+    for name, size in sizes.items():
+        for key, measured in size["measured"].items():
+            estimated = size["estimated"][key]
+            lines.append(
+                f"| {name} ({size['parameters'] / 1e6:.0f} M) | {key} | {estimated / 1e6:,.0f} MB | "
+                f"{measured / 1e6:,.0f} MB | {size['ratio'][key]:.2f} |"
+            )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
