@@ -215,6 +215,7 @@ def scaled(shape: BaseShape, factor: float) -> BaseShape:
 
     return replace(
         shape, linears=narrower(shape.linears), fused=narrower(shape.fused), embeddings=width(shape.embeddings),
+        expert_unit=width(shape.expert_unit),
         others=width(shape.others), hidden=width(shape.hidden), heads=width(shape.heads),
         kv_heads=width(shape.kv_heads), intermediate=width(shape.intermediate),
     )  # fmt: skip

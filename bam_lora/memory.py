@@ -180,6 +180,8 @@ def workspace(work: Work, shape: BaseShape) -> int:
     A layer's backward pass holds the gradients of its widest part: three of the MLP's width, two of the stream's.
     """
     weight = shape.largest_linear * work.dtype_bytes + 4 * shape.largest_linear // _BLOCK
+    if shape.expert_unit:  # PEFT adds the delta to the experts of a layer, whole
+        weight += 2 * work.dtype_bytes * shape.experts // shape.layers
     gradients = work.tokens * work.dtype_bytes * (3 * shape.intermediate + 2 * shape.hidden)
     return weight + gradients
 

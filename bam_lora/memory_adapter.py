@@ -13,6 +13,8 @@ def adapter_numbers(recipe: Recipe, shape: BaseShape) -> int:
     lora = recipe.lora
     adapted = [one for one in (*shape.linears, *shape.fused) if _is_adapted(one, recipe)]
     numbers = sum(one.count * _rank(one, recipe) * (one.rows + one.columns) for one in adapted)
+    if lora.target_modules == "all-linear":  # experts as PEFT finds them in this family
+        numbers += lora.r * shape.expert_unit
     if lora.dora:
         numbers += sum(one.rows for one in adapted)
     if lora.bias != "none":
@@ -27,7 +29,7 @@ def _is_adapted(layer: Linear, recipe: Recipe) -> bool:
     if any(_ends(layer.name, name) for name in lora.target_parameters):
         return True
     if target == "all-linear":
-        return True
+        return layer.count == 1
     if isinstance(target, str):
         return re.fullmatch(target, layer.name) is not None
     return any(_ends(layer.name, name) for name in target)

@@ -7,6 +7,7 @@ allocated, and names and sizes are those that are trained, not those of the file
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +41,7 @@ class BaseShape:
     Attributes:
         linears: Layers that 4 and 8 bits quantise.
         fused: Experts held in one parameter each, which bitsandbytes leaves as they are.
+        expert_unit: Numbers that an adapter of rank 1 on `all-linear` trains in experts and their routers.
         embeddings: Numbers in the input embedding and, where it is not tied to it, the output head.
         others: Numbers in all else: norms, biases, convolutions.
         layers: Decoder layers.
@@ -60,6 +62,7 @@ class BaseShape:
 
     linears: tuple[Linear, ...]
     fused: tuple[Linear, ...]
+    expert_unit: int
     embeddings: int
     others: int
     layers: int
@@ -169,6 +172,7 @@ def _shape_of_model(model: Any, stored_dtype_bytes: int) -> BaseShape:
     return BaseShape(
         linears=linears,
         fused=tuple(fused),
+        expert_unit=_expert_unit(model, linears) if fused else 0,
         embeddings=embeddings,
         others=others,
         layers=layers,
@@ -186,6 +190,18 @@ def _shape_of_model(model: Any, stored_dtype_bytes: int) -> BaseShape:
         stored_dtype_bytes=stored_dtype_bytes,
         flash=bool(getattr(type(model), "_supports_flash_attn", False)) and head_dim <= FLASH_HEAD_DIM,
     )
+
+
+def _expert_unit(model: Any, linears: tuple[Linear, ...]) -> int:
+    """Asks PEFT, which adapts the experts of some families and not of others; the model is of no use afterwards."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    with torch.device("meta"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of patterns that its own conversion adds
+        adapted = get_peft_model(model, LoraConfig(r=1, target_modules="all-linear"))
+    trained = sum(parameter.numel() for parameter in adapted.parameters() if parameter.requires_grad)
+    return trained - sum(one.rows + one.columns for one in linears)
 
 
 def _number(config: Any, name: str) -> int:

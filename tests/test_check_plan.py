@@ -1,0 +1,202 @@
+"""What `check` says a run takes, what it does where that does not fit, and what it writes."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import GERMAN, write_jsonl
+from test_loop import recipe
+from typer.testing import CliRunner
+
+from bam_lora import check_machine, check_plan
+from bam_lora.check_base import planned_base
+from bam_lora.check_machine import Machine, find_machine, parse_memory
+from bam_lora.check_plan import Resources, plan_resources
+from bam_lora.cli import app
+from bam_lora.errors import UserError
+from bam_lora.memory_disk import disk_estimate
+from bam_lora.recipe import dump_recipe, load_recipe, recipe_from_dict
+
+GIB = 2**30
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("files")
+    for name, texts in (("german", GERMAN[:24]), ("german.test", GERMAN[-3:]), ("english", GERMAN[30:50])):
+        write_jsonl(folder / f"{name}.jsonl", texts)
+    write_jsonl(folder / "english.test.jsonl", GERMAN[-6:-3])
+    return folder
+
+
+@pytest.fixture
+def recipe_file(tiny_base: Path, files: Path, tmp_path: Path) -> Path:
+    path = tmp_path / "mine.yaml"
+    path.write_text(dump_recipe(recipe(tiny_base, files, output=str(tmp_path / "run"))), encoding="utf-8")
+    return path
+
+
+def planned(tiny_base: Path, files: Path, machine: Machine | None = None, **changes: Any) -> Resources:
+    wanted = recipe(tiny_base, files, **changes)
+    return plan_resources(wanted, planned_base(wanted), machine or find_machine())
+
+
+def call(*arguments: str | Path) -> Any:
+    return CliRunner().invoke(app, ["check", *map(str, arguments)])
+
+
+def test_the_plan_is_readable_at_80_columns(tiny_base: Path, files: Path) -> None:
+    for machine in (find_machine(), find_machine(12 * GIB)):
+        lines = planned(tiny_base, files, machine).lines()
+        assert max(map(len, lines)) <= 92, max(lines, key=len)
+        text = "\n".join(lines)
+        assert ("GPU memory  about" in text) == machine.assumed
+        for words in ("RAM         about", "disk        at most", "adapters", "folded models", "--measure"):
+            assert words in text
+
+
+def test_the_parts_add_up(tiny_base: Path, files: Path) -> None:
+    found = planned(tiny_base, files, find_machine(12 * GIB)).to_json()
+    memory, disk = found["device_memory"], found["disk"]
+    assert memory["peak_bytes"] == max(sum(p["bytes"] for p in memory[k]) for k in ("training", "scoring"))
+    assert disk["peak_bytes"] == sum(part["bytes"] for part in disk["peak"])
+    assert found["ram"]["peak_bytes"] == sum(part["bytes"] for part in found["ram"]["components"])
+    assert json.loads(json.dumps(found)) == found
+    assert found["problems"] == []
+
+
+def test_what_does_not_fit_names_the_largest_part_and_the_remedy(
+    tiny_base: Path, files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = Machine("cuda", "a small GPU", 100 * 2**20, 100 * 2**20, assumed=True)
+    monkeypatch.setattr(check_plan, "free_disk", lambda output: 1000)
+    gpu, ram, disk = map(str, planned(tiny_base, files, small).problems())
+    assert gpu.startswith("memory of a small GPU: expected at least 0.7 GiB, 0.6 GiB of it GPU context, found 0.1 GiB")
+    assert gpu.endswith("bam-lora check RECIPE --fit chooses settings that fit.")
+    assert ram.startswith("memory of this machine: expected at least")
+    assert "disk space for the run: expected" in disk
+    assert disk.endswith("choose another --output.")
+
+
+def test_tokens_come_from_limits_and_files(tiny_base: Path, files: Path) -> None:
+    whole = planned(tiny_base, files).tokens
+    assert whole is not None
+    tokenizer = planned_base(recipe(tiny_base, files)).tokenizer
+    counted = sum(len(ids) + 1 for ids in tokenizer(GERMAN[:24])["input_ids"]) / 0.8
+    assert whole == pytest.approx(counted, rel=0.02)
+    source = {"path": str(files / "german.jsonl"), "tokens": 400}
+    assert planned(tiny_base, files, data={"target": [source]}).tokens == 500
+    hub = recipe_from_dict({**recipe(tiny_base, files).resolved(), "data": {"target": [{"path": "org/text"}]}})
+    assert plan_resources(hub, planned_base(hub), find_machine()).tokens is None
+
+
+def test_disk_counts_what_is_kept(tiny_base: Path, files: Path) -> None:
+    def disk(tokens: int | None = 10_000, **changes: Any) -> dict[str, int]:
+        wanted = recipe(tiny_base, files, **changes)
+        shape = planned_base(wanted).shape
+        found = disk_estimate(wanted, shape, model_bytes=10**9, companion_bytes=0, tokens=tokens)
+        return {one.name: one.bytes for one in found.peak} | {"end": found.end_bytes, "peak": found.peak_bytes}
+
+    plain, one = disk(), disk(strategy="single")
+    assert plain["folded models"] == 2 * one["folded models"] == 2 * 10**9
+    assert plain["adapters"] == 3 * one["adapters"]
+    assert disk(keep={"bases": "all"}, bam={"slices": 6, "branches": 2})["folded models"] == 3 * 10**9
+    assert disk(keep={"bases": "all"})["end"] - plain["end"] == 10**9
+    assert plain["peak"] - plain["end"] == 10**9
+    ties = disk(bam={"slices": 3, "branches": 2, "merge": {"method": "ties"}})
+    assert ties["whole weights"] == 2 * 4 * planned_base(recipe(tiny_base, files)).shape.quantised
+
+
+def test_memory_sizes_are_read_as_cards_are_sold() -> None:
+    assert [parse_memory(text) for text in ("12GB", "12", "11.5 GiB", "8192MB")] == [12 * GIB, 12 * GIB, 23 * GIB // 2, 8 * GIB]  # fmt: skip
+    for text in ("", "much", "0", "-3GB"):
+        with pytest.raises(UserError, match="--gpu-memory: expected a size such as 12GB"):
+            parse_memory(text)
+
+
+def test_a_container_may_have_less_than_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    limit = tmp_path / "memory.max"
+    monkeypatch.setattr(check_machine, "_CGROUP", limit)
+    whole = check_machine.ram_bytes()
+    limit.write_text("1000000\n")
+    assert check_machine.ram_bytes() == 1_000_000
+    limit.write_text("max\n")
+    assert check_machine.ram_bytes() == whole
+
+
+def test_check_fits_and_writes_a_recipe(recipe_file: Path, tmp_path: Path) -> None:
+    written = tmp_path / "sub" / "fitted.yaml"
+    written.parent.mkdir()
+    said = call(recipe_file, "--fit", "--gpu-memory", "12GB", "--write", written, "--set", "lora.r=2")
+    assert said.exit_code == 0, said.output
+    assert "fit         into 12.0 GiB with 8% left free, at the recipe's 256 tokens a step:" in said.output
+    options = next(line for line in said.output.splitlines() if line.startswith("options     "))
+    by_options = load_recipe(recipe_file, shlex.split(options[12:])[1::2] + ["lora.r=2"])
+    assert load_recipe(written) == by_options
+    assert by_options.lora.r == 2
+
+
+def test_check_exits_1_where_it_cannot_fit_and_says_so_after_the_plan(recipe_file: Path) -> None:
+    said = call(recipe_file, "--gpu-memory", "512MB")
+    assert said.exit_code == 1
+    assert "GPU memory  about" in said.output
+    assert "error: memory of a GPU with 0.5 GiB: expected at least" in said.output
+    refused = call(recipe_file, "--fit", "--gpu-memory", "512MB")
+    assert refused.exit_code == 1
+    assert "Take a larger card" in refused.output
+
+
+def test_check_prints_json(recipe_file: Path) -> None:
+    said = call(recipe_file, "--json", "--fit", "--gpu-memory", "12GB")
+    found = json.loads(said.stdout)
+    assert found["findings"][0]["label"] == "base"
+    assert found["fit"]["settings"]["training.gradient_accumulation_steps"] >= 1
+    assert found["fit"]["estimate"]["peak_bytes"] == found["device_memory"]["peak_bytes"]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--write", "x.yaml"], "--write: expected --fit with it"),
+        (["--measure", "--gpu-memory", "12GB"], "--measure: expected this machine"),
+        (["--gpu-memory", "big"], "--gpu-memory: expected a size such as 12GB"),
+    ],
+)
+def test_options_that_do_not_go_together(recipe_file: Path, options: list[str], words: str) -> None:
+    said = call(recipe_file, *options)
+    assert said.exit_code == 1
+    assert words in said.output
+
+
+def test_a_fitted_recipe_never_overwrites_the_one_it_extends(recipe_file: Path) -> None:
+    before = recipe_file.read_text()
+    said = call(recipe_file, "--fit", "--gpu-memory", "12GB", "--write", recipe_file)
+    assert said.exit_code == 1
+    assert recipe_file.read_text() == before
+
+
+def test_measuring_takes_real_steps_and_leaves_nothing(
+    recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import tempfile
+
+    place = tmp_path / "temporary"
+    place.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(place))
+    said = call(recipe_file, "--measure", "--json")
+    assert said.exit_code == 0, said.output
+    found = json.loads(said.stdout)
+    measured = found["measured"]
+    assert list(place.iterdir()) == []
+    assert not (tmp_path / "run").exists()
+    assert measured["steps"] == 6
+    assert measured["tokens_per_second"] > 0
+    assert measured["peak_rss_bytes"] > 300 * 2**20
+    assert set(measured["hours"]) == {"data", "train", "load", "score", "merge and fold"}
+    train = measured["hours"]["train"] * 3600
+    assert train == pytest.approx(measured["seconds_per_step"] * found["steps"])
+    assert measured["total_hours"] == pytest.approx(sum(measured["hours"].values()))

@@ -1,0 +1,123 @@
+"""What fits a card: within it, as large as it can be, in the documented order."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from bam_lora import fit
+from bam_lora.errors import UserError
+from bam_lora.fit import MARGIN, Fit, fit_recipe, with_settings
+from bam_lora.memory import estimate
+from bam_lora.memory_shape import BaseShape, shape_of_config
+from bam_lora.recipe import Recipe, recipe_from_dict
+
+GIB = 2**30
+BATCH, ACCUMULATION = "training.per_device_train_batch_size", "training.gradient_accumulation_steps"
+LLAMA_8B = {
+    "model_type": "llama", "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
+    "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128256, "max_position_embeddings": 8192,
+    "tie_word_embeddings": False,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def shape() -> BaseShape:
+    return shape_of_config(LLAMA_8B, "org/llama-8b")
+
+
+def recipe(**training: Any) -> Recipe:
+    given = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 16, **training}
+    values = {"base": "org/llama-8b", "output": "run", "data": {"target": [{"path": "org/text"}]}, "training": given}
+    return recipe_from_dict(values)
+
+
+def step_tokens(wanted: Recipe) -> int:
+    training = wanted.training
+    return training.per_device_train_batch_size * training.gradient_accumulation_steps * wanted.data.sequence_length
+
+
+@pytest.mark.parametrize("gigabytes", [10, 11, 12, 16, 24, 32, 48, 80])
+@pytest.mark.parametrize("attention", [None, "flash_attention_2"])
+def test_what_fits_is_within_the_card_and_keeps_the_step(
+    shape: BaseShape, gigabytes: int, attention: str | None
+) -> None:
+    found = fit_recipe(recipe(), shape, gigabytes * GIB, attention=attention)
+    applied = found.applied(recipe())
+    taken = estimate(applied, shape, attention=attention)
+    assert taken == found.estimate
+    assert taken.peak_bytes <= (1 - MARGIN) * gigabytes * GIB
+    assert step_tokens(applied) == step_tokens(recipe())
+
+
+@pytest.mark.parametrize("gigabytes", [10, 12, 16, 24, 48])
+def test_what_fits_is_the_first_of_the_documented_order(shape: BaseShape, gigabytes: int) -> None:
+    """Nothing before it in the order fits: no larger batch, no batch without checkpointing, no longer sequence."""
+    found = fit_recipe(recipe(), shape, gigabytes * GIB)
+    usable = (1 - MARGIN) * gigabytes * GIB
+    for settings in fit._candidates(recipe(), shape, None):
+        if settings == found.settings:
+            return
+        assert estimate(with_settings(recipe(), settings), shape, attention=None).peak_bytes > usable
+    pytest.fail("it is no candidate")
+
+
+def test_a_larger_card_never_gets_less(shape: BaseShape) -> None:
+    def rank(found: Fit) -> tuple[int, bool, int]:
+        settings = found.settings
+        length = settings.get("data.sequence_length", 2048)
+        return length, not settings["training.checkpointing"], settings[BATCH]
+
+    ranks = [rank(fit_recipe(recipe(), shape, size * GIB)) for size in (10, 12, 16, 24, 32, 48, 80)]
+    assert ranks == sorted(ranks)
+
+
+def test_small_cards_get_shorter_sequences_then_a_smaller_optimizer_and_say_so(shape: BaseShape) -> None:
+    shorter = fit_recipe(recipe(), shape, 10 * GIB)
+    assert shorter.settings["data.sequence_length"] < 2048
+    assert "training.optim" not in shorter.settings
+    assert "longer texts are cut" in shorter.notes[0]
+    sizes = [size / 10 for size in range(88, 100, 3)]
+    fitting = []
+    for size in sizes:
+        try:
+            fitting.append(fit_recipe(recipe(), shape, round(size * GIB)))
+        except UserError:
+            continue
+    rounded = [found for found in fitting if "training.optim" in found.settings]
+    assert rounded
+    assert any("paged_adamw_8bit in place of adamw_torch_fused" in note for note in rounded[0].notes)
+
+
+def test_without_flash_attention_a_batch_stays_small_enough_to_pay(shape: BaseShape) -> None:
+    assert fit_recipe(recipe(), shape, 1000 * GIB).settings[BATCH] * 2048 <= 8192
+    tiny = shape_of_config({**LLAMA_8B, "num_hidden_layers": 1, "hidden_size": 256, "intermediate_size": 512,
+                            "num_attention_heads": 4, "num_key_value_heads": 4, "vocab_size": 512}, "tiny")  # fmt: skip
+    assert fit_recipe(recipe(), tiny, 1000 * GIB).settings[BATCH] == 1
+    assert fit_recipe(recipe(), tiny, 1000 * GIB, attention="flash_attention_2").settings[BATCH] == 4
+
+
+def test_what_cannot_fit_names_the_component_and_a_base_that_would(shape: BaseShape) -> None:
+    words = r"on 6\.0 GiB: expected at most 5\.5 GiB .*, found .* 3\.4 GiB of it 4-bit weights\. Take a base of up to "
+    with pytest.raises(UserError, match=words + r"about [3-6]\.\d B parameters"):
+        fit_recipe(recipe(), shape, 6 * GIB)
+    with pytest.raises(UserError, match="Take a larger card"):
+        fit_recipe(recipe(), shape, GIB // 2)
+
+
+def test_a_base_of_the_named_size_does_fit(shape: BaseShape) -> None:
+    most = fit.largest_base(recipe(), shape, 6 * GIB)
+    low, high = 0.1, 1.0
+    for _ in range(30):
+        middle = (low + high) / 2
+        low, high = (middle, high) if fit.scaled(shape, middle).parameters <= most else (low, middle)
+    found = fit_recipe(recipe(), fit.scaled(shape, low * 0.99), 6 * GIB, attention="flash_attention_2")
+    assert found.estimate.peak_bytes <= (1 - MARGIN) * 6 * GIB
+
+
+def test_scoring_must_fit_as_well(shape: BaseShape) -> None:
+    wanted = recipe_from_dict({**recipe().resolved(), "evaluation": {"precision": "16bit"}})
+    with pytest.raises(UserError, match=r"15\.0 GiB of it weights"):
+        fit_recipe(wanted, shape, 12 * GIB)
+    assert fit_recipe(wanted, shape, 24 * GIB).estimate.peak_bytes < 24 * GIB
