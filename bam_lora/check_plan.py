@@ -172,16 +172,13 @@ def _disk_table(plan: Resources) -> list[str]:
 
 def _time_lines(plan: Resources) -> list[str]:
     if plan.flops is None:
-        return [_line("time", "not known: the data has no limit in tokens; --measure takes a few real steps")]
-    work = f"training takes about {plan.flops / 1e15:,.3g} PFLOP"
-    if plan.machine.device == "cuda" and not plan.machine.assumed:
-        return [_line("time", f"{work}; --measure takes a few real steps and gives hours")]
-    return [_line("time", f"{work}; hours only from real steps: --measure")]
+        return [_line("time", "not known: the data has no limit in tokens")]
+    return [_line("time", f"about {plan.flops / 1e15:,.3g} PFLOP of training; --measure gives hours")]
 
 
 def _rows(parts: Sequence[Component], size: Any = None) -> list[str]:
     show = size or _gib
-    return [f"{'':{_LABEL}}{one.name:20}{show(one.bytes):>10}  {one.reason}" for one in parts if one.bytes]
+    return [f"    {one.name:20}{show(one.bytes):>10}  {one.reason}" for one in parts if one.bytes]
 
 
 def _line(label: str, text: str) -> str:

@@ -112,7 +112,7 @@ def weights(shape: BaseShape, bits: int, double: bool, dtype_bytes: int) -> list
         Component("unquantised weights", left * dtype_bytes, "embeddings, output head, norms"),
     ]
     if shape.fused:
-        reason = "bitsandbytes does not quantise experts held in one parameter"
+        reason = "bitsandbytes does not quantise these"
         parts.append(Component("experts", shape.experts * dtype_bytes, reason))
     return parts
 
@@ -144,13 +144,13 @@ def training_state(recipe: Recipe, shape: BaseShape, work: Work) -> list[Compone
     return [
         Component("adapter", 4 * numbers, f"{numbers:,} trained numbers, fp32"),
         Component("gradients", 4 * numbers, "fp32, as the adapter"),
-        Component("optimizer", state, f"{optim}: {state_bytes(optim):g} bytes a number" + _paged_reason(paged)),
+        Component("optimizer", state, f"{optim}: {state_bytes(optim):.3g} bytes a number" + _paged_reason(paged)),
         Component("adapter copies", copies, "autocast's, in the type that is computed with"),
     ]
 
 
 def _paged_reason(paged: bool) -> str:
-    return "; can move to RAM, counted here in full" if paged else ""
+    return ", pageable" if paged else ""
 
 
 def state_bytes(optim: str) -> float:
@@ -166,12 +166,12 @@ def activations(work: Work, shape: BaseShape) -> list[Component]:
     kept = stored_bytes(work, shape)
     loss = logits(work, shape)
     layer = recomputed_bytes(work, shape) + workspace(work, shape)
-    how = "every layer's input" if work.checkpointing else "all that the backward pass needs"
-    parts = [Component("activations", kept, f"{work.tokens:,} tokens a batch: {how}")]
+    how = ": every layer's input" if work.checkpointing else ", all that backward needs"
+    parts = [Component("activations", kept, f"{work.tokens:,} tokens{how}")]
     if loss.bytes >= layer:
         return [*parts, loss]
-    what = "one layer again, and gradients in it" if work.checkpointing else "gradients in one layer"
-    return [*parts, Component("layer at work", layer, f"{what}, its weight dequantised")]
+    what = "computed again, gradients" if work.checkpointing else "gradients"
+    return [*parts, Component("layer at work", layer, f"{what}, a weight dequantised")]
 
 
 def workspace(work: Work, shape: BaseShape) -> int:

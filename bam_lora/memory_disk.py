@@ -138,4 +138,4 @@ def _whole_weights(recipe: Recipe, shape: BaseShape, iterations: int) -> list[Co
         return []
     kept = iterations if recipe.keep.bases == "all" else min(2, iterations)
     cause = recipe.bam.merge.method if dense else recipe.beside_factors
-    return [Component("whole weights", kept * 4 * numbers, f"{cause} is not low rank: fp32, {kept} iterations")]
+    return [Component("whole weights", kept * 4 * numbers, f"fp32, of {kept} iterations: {cause}")]

@@ -85,7 +85,7 @@ def _own(parts: tuple[Component, ...]) -> list[Component]:
 
 def _heap(parts: tuple[Component, ...]) -> Component:
     moving = sum(one.bytes for one in parts if one.name in ("activations", "logits", "layer at work"))
-    return Component("heap", round(HEAP * moving), f"freed blocks that stay in the process: {HEAP:.0%} of these")
+    return Component("heap", round(HEAP * moving), f"freed blocks kept: {HEAP:.0%} of what moves")
 
 
 def model_room(ram_bytes: int) -> int:
