@@ -22,6 +22,7 @@ from typing import Any
 from bam_lora.attention import AUTO, FLASH
 from bam_lora.check_batch import smaller_batch
 from bam_lora.errors import UserError
+from bam_lora.fit_bases import bases_up_to
 from bam_lora.memory import Estimate, estimate, total
 from bam_lora.memory_shape import BaseShape, Linear
 from bam_lora.recipe import Recipe, recipe_from_dict
@@ -105,7 +106,9 @@ def fit_recipe(
 def _too_large(recipe: Recipe, shape: BaseShape, memory_bytes: int, smallest: Estimate) -> UserError:
     largest = smallest.largest
     most = largest_base(recipe, shape, memory_bytes)
-    smaller = f"Take a base of up to about {most / 1e9:.1f} B parameters" if most else "Take a larger card"
+    known = bases_up_to(most)[:2]
+    such = f" ({' or '.join(known)})" if known else ""
+    smaller = f"Take a base of up to about {most / 1e9:.1f} B parameters{such}" if most else "Take a larger card"
     return UserError.of(
         f"{recipe.base} on {memory_bytes / 2**30:.1f} GiB",
         expected=f"at most {memory_bytes * (1 - MARGIN) / 2**30:.1f} GiB ({MARGIN:.0%} stay free)",

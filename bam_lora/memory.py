@@ -145,7 +145,7 @@ def training_state(recipe: Recipe, shape: BaseShape, work: Work) -> list[Compone
         Component("adapter", 4 * numbers, f"{numbers:,} trained numbers, fp32"),
         Component("gradients", 4 * numbers, "fp32, as the adapter"),
         Component("optimizer", state, f"{optim}: {state_bytes(optim):.3g} bytes a number" + _paged_reason(paged)),
-        Component("adapter copies", copies, "autocast's, in the type that is computed with"),
+        Component("adapter copies", copies, "autocast's, in the computing type"),
     ]
 
 

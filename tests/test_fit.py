@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from bam_lora import fit
 from bam_lora.errors import UserError
+from bam_lora.fit_bases import bases_up_to
 from bam_lora.fit import MARGIN, Fit, fit_recipe, with_settings
 from bam_lora.memory import estimate
 from bam_lora.memory_shape import BaseShape, shape_of_config
@@ -100,10 +102,19 @@ def test_without_flash_attention_a_batch_stays_small_enough_to_pay(shape: BaseSh
 
 def test_what_cannot_fit_names_the_component_and_a_base_that_would(shape: BaseShape) -> None:
     words = r"on 6\.0 GiB: expected at most 5\.5 GiB .*, found .* 3\.4 GiB of it 4-bit weights\. Take a base of up to "
-    with pytest.raises(UserError, match=words + r"about [3-6]\.\d B parameters"):
+    with pytest.raises(UserError, match=words + r"about [3-6]\.\d B parameters \(\S+/\S+ or \S+/\S+\)"):
         fit_recipe(recipe(), shape, 6 * GIB)
     with pytest.raises(UserError, match="Take a larger card"):
         fit_recipe(recipe(), shape, GIB // 2)
+
+
+def test_known_bases_are_named_by_what_their_files_state(tmp_path: Path) -> None:
+    folder = tmp_path / "_shared" / "bases"
+    folder.mkdir(parents=True)
+    for name, size in (("small", "600 M"), ("middle", "4.0 B"), ("large", "8.2 B")):
+        (folder / f"{name}.yaml").write_text(f"# {name}; {size} parameters; open\nbase: org/{name}\n")
+    assert bases_up_to(5 * 10**9, tmp_path) == ["org/middle", "org/small"]
+    assert bases_up_to(10**8, tmp_path) == []
 
 
 def test_a_base_of_the_named_size_does_fit(shape: BaseShape) -> None:
