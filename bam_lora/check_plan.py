@@ -90,17 +90,18 @@ class Resources:
         return [*lines, *_disk_table(self), *_time_lines(self)]
 
 
-def plan_resources(recipe: Recipe, base: PlannedBase, machine: Machine) -> Resources:
+def plan_resources(recipe: Recipe, base: PlannedBase, machine: Machine, tokens: int | None = None) -> Resources:
     """What a run of a recipe takes of a machine.
 
     Args:
         recipe: The recipe.
         base: Its base.
         machine: Where it would run.
+        tokens: Training tokens, if they are known; None: as the recipe's limits and files say.
     """
     attention = _attention(recipe, base.folder, machine, base.shape.flash)
     model = estimate(recipe, base.shape, attention=attention, device=machine.device)
-    tokens = training_tokens(recipe, base.tokenizer)
+    tokens = training_tokens(recipe, base.tokenizer) if tokens is None else tokens
     steps = None if tokens is None else recipe.slices * steps_of_branch(recipe, tokens)
     computed = 4 if recipe.quantization.compute_dtype == "float32" else 2
     host = host_estimate(

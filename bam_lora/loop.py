@@ -25,6 +25,7 @@ from bam_lora.interrupt import StopRequest, stop_on_signals
 from bam_lora.ledger import LEDGER_FILE, Ledger
 from bam_lora.limits import Ended, read_ended, still_ended, within
 from bam_lora.machine import import_training_libraries, spared_collections, use_one_gpu
+from bam_lora.memory_note import note_estimate
 from bam_lora.merging import merge
 from bam_lora.module_weights import require_patterns
 from bam_lora.planning import describe, settle_plan
@@ -194,6 +195,7 @@ def _prepare(
         held_out = held_out_sets(evaluation, selection)
     with clock.stage("data"):
         plan = settle_plan(directory, recipe, tokenizer, ledger.key(0), progress, threads, front, held_out)
+    note_estimate(directory, recipe, start, tokenizer, plan.tokens)
     keep_recipe(directory, recipe)
     progress.plan(within(plan, recipe.limits).tokens)
     progress.say(describe(plan, recipe.limits))

@@ -201,7 +201,7 @@ def _expert_unit(model: Any, linears: tuple[Linear, ...]) -> int:
         warnings.simplefilter("ignore")  # of patterns that its own conversion adds
         adapted = get_peft_model(model, LoraConfig(r=1, target_modules="all-linear"))
     trained = sum(parameter.numel() for parameter in adapted.parameters() if parameter.requires_grad)
-    return trained - sum(one.rows + one.columns for one in linears)
+    return int(trained) - sum(one.rows + one.columns for one in linears)
 
 
 def _number(config: Any, name: str) -> int:

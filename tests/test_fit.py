@@ -9,8 +9,8 @@ import pytest
 
 from bam_lora import fit
 from bam_lora.errors import UserError
-from bam_lora.fit_bases import bases_up_to
 from bam_lora.fit import MARGIN, Fit, fit_recipe, with_settings
+from bam_lora.fit_bases import bases_up_to
 from bam_lora.memory import estimate
 from bam_lora.memory_shape import BaseShape, shape_of_config
 from bam_lora.recipe import Recipe, recipe_from_dict

@@ -66,6 +66,14 @@ def finished(tiny_base: Path, files: Path, tmp_path_factory: pytest.TempPathFact
     return root
 
 
+def test_a_run_keeps_what_it_was_estimated_to_take(finished: Path) -> None:
+    estimate = read_record(finished / "environment.json")["estimate"]  # type: ignore[index]
+    assert estimate["peak_gpu_bytes"] is None
+    whole = {file.stat().st_ino: file.stat().st_size for file in finished.rglob("*") if file.is_file()}
+    assert 0.3 < estimate["disk_bytes"] / sum(whole.values()) < 3  # a tiny model beside a megabyte of records
+    assert estimate["peak_rss_bytes"] > 600_000_000
+
+
 def model_hash(root: Path) -> str:
     return hash_file(root / "model" / "model.safetensors")
 

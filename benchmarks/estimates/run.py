@@ -2,8 +2,9 @@
 
     BAM_LORA_BENCH_DATA=folder python benchmarks/estimates/run.py [--sizes 8m,100m,500m] [--work DIR]
 
-Each size is one whole run (four slices, two branches, three steps a branch, a little scored) in a process of its own: its peak resident set as the system reports it, the peak of its folder, looked at all through the run, and on
-a GPU the peak of what torch reserves, with the context that is assumed. The random bases are made on the first call.
+Each size is one whole run (four slices, two branches, three steps a branch, a little scored) in a process of its own:
+its peak resident set as the system reports it, the peak of its folder, looked at all through the run, and on a GPU the
+peak of what torch reserves, with the context that is assumed. The random bases are made on the first call.
 """
 
 from __future__ import annotations

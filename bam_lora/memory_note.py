@@ -1,0 +1,50 @@
+"""What a run was estimated to take, kept in its `environment.json` for the report to set beside what it took."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from bam_lora.base import weight_bytes
+from bam_lora.check_base import PlannedBase
+from bam_lora.check_machine import find_machine
+from bam_lora.check_plan import plan_resources
+from bam_lora.checkpoint import open_checkpoint
+from bam_lora.errors import UserError
+from bam_lora.memory_shape import shape_of_config
+from bam_lora.recipe import Recipe
+from bam_lora.rundir import RunDirectory
+from bam_lora.store import read_record, write_record
+
+
+def note_estimate(directory: RunDirectory, recipe: Recipe, start: Path, tokenizer: Any, tokens: int) -> None:
+    """Enters the estimate into `environment.json`, unless there is one; null where none can be made.
+
+    Args:
+        directory: The run.
+        recipe: Its recipe.
+        start: The model that its first iteration starts from.
+        tokenizer: Its tokenizer.
+        tokens: Training tokens of the whole run.
+    """
+    record = read_record(directory.environment)
+    if record is not None and "estimate" not in record:
+        estimate = None if recipe.script is not None else _estimate(recipe, start, tokenizer, tokens)
+        write_record(directory.environment, "environment", {**record, "estimate": estimate})
+
+
+def _estimate(recipe: Recipe, start: Path, tokenizer: Any, tokens: int) -> dict[str, int | None] | None:
+    checkpoint = open_checkpoint(start)
+    try:
+        shape = shape_of_config(checkpoint.config, recipe.base)
+    except UserError:  # an architecture without the usual widths: it can be trained all the same
+        return None
+    companions = sum((start / name).stat().st_size for name in checkpoint.companions())
+    base = PlannedBase(start, shape, tokenizer, weight_bytes(start), companions, 0)
+    plan = plan_resources(recipe, base, find_machine(), tokens=tokens)
+    return {
+        "peak_rss_bytes": plan.host.peak_bytes,
+        "peak_gpu_bytes": None if plan.machine.unified else plan.model.peak_bytes,
+        "peak_disk_bytes": plan.disk.peak_bytes,
+        "disk_bytes": plan.disk.end_bytes,
+    }
