@@ -63,7 +63,8 @@ class Measured:
         lines = [
             f"{'measured':{_LABEL}}{self.tokens_per_second:,.0f} tokens/s, {self.seconds_per_step:.2f} s a step "
             f"({self.steps} steps)",
-            f"{'':{_LABEL}}RAM {self.peak_rss_bytes / 2**30:.2f} GiB; estimated {plan.host.peak_bytes / 2**30:.2f} GiB",
+            f"{'':{_LABEL}}RAM {self.peak_rss_bytes / 2**30:.2f} GiB; estimated for the whole run "
+            f"{plan.host.peak_bytes / 2**30:.2f} GiB",
         ]
         if self.peak_gpu_bytes is not None:
             lines.append(
@@ -77,7 +78,9 @@ class Measured:
 
 
 def _hours(value: float) -> str:
-    return f"{value:.1f} h" if value >= 1 else f"{value * 60:.1f} min"
+    if value >= 1:
+        return f"{value:.1f} h"
+    return f"{value * 60:.1f} min" if value >= 1 / 60 else f"{value * 3600:.1f} s"
 
 
 def measure_run(recipe: Recipe, *, steps: int | None, tokens: int | None) -> Measured:
@@ -152,7 +155,8 @@ def _measured(
     entries = [json.loads(line) for line in lines]
     per_step = step_seconds(entries)
     trained = plan["data"]["train_tokens"]
-    hours = whole_hours(recipe, per_step, session, directory, steps, tokens, trained, float(fold["seconds"]))
+    tokenised = sum(source["tokens"] for source in plan["data"]["sources"])
+    hours = whole_hours(recipe, per_step, session, directory, steps, tokens, tokenised, float(fold["seconds"]))
     return Measured(
         steps=len(entries),
         seconds_per_step=per_step,
@@ -172,14 +176,14 @@ def step_seconds(entries: Sequence[Mapping[str, Any]]) -> float:
 
 def whole_hours(
     recipe: Recipe, per_step: float, session: Mapping[str, Any], directory: RunDirectory, steps: int | None,
-    tokens: int | None, trained: int, fold_seconds: float,
+    tokens: int | None, tokenised: int, fold_seconds: float,
 ) -> dict[str, float]:  # fmt: skip
     """Hours of the whole run by stage: training by its steps, data by its tokens, scoring by its bytes, once a fold."""
     stages = session["seconds_by_stage"]
     count = iteration_count(recipe)
     seconds = {}
     if steps is not None and tokens is not None:
-        seconds["data"] = stages.get("data", 0.0) * max(1.0, tokens / trained)
+        seconds["data"] = stages.get("data", 0.0) * max(1.0, tokens / tokenised)
         seconds["train"] = per_step * steps
     seconds["load"] = float(session["first_load_seconds"]) * count
     seconds["score"] = _scoring_seconds(recipe, directory) * _scored_models(recipe, count)
