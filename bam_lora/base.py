@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from bam_lora.errors import UserError, first_line
 from bam_lora.hub import fetch_model
 from bam_lora.hub_errors import Repository
 from bam_lora.hub_progress import Watch
+from bam_lora.machine import large_blocks_apart
 from bam_lora.store import hash_file, read_record, write_record
 from bam_lora.views import keep_cpu_kernel_differentiable, settle_8bit_state
 
@@ -222,9 +224,10 @@ def load_model(folder: Path, how: Loading, *, architecture: Any = None, **given:
         arguments["attn_implementation"] = attention
     arguments.update(given)
     try:
-        model, loaded = (architecture or AutoModelForCausalLM).from_pretrained(
-            str(folder), local_files_only=True, output_loading_info=True, **arguments
-        )
+        with large_blocks_apart() if where == "cpu" else nullcontext():
+            model, loaded = (architecture or AutoModelForCausalLM).from_pretrained(
+                str(folder), local_files_only=True, output_loading_info=True, **arguments
+            )
     except torch.OutOfMemoryError as error:
         raise UserError(f"{folder}: the {how.bits}-bit model does not fit into the memory of {where}") from error
     except (OSError, ValueError, RuntimeError) as error:

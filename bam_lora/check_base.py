@@ -6,10 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bam_lora.base import find_base, load_tokenizer, weight_bytes
-from bam_lora.checkpoint import open_checkpoint
-from bam_lora.errors import UserError
-from bam_lora.ledger import LEDGER_FILE
+from bam_lora.base import load_tokenizer
+from bam_lora.hub_metadata import base_metadata
 from bam_lora.memory_shape import BaseShape, shape_of_config
 from bam_lora.recipe import Recipe
 
@@ -32,19 +30,8 @@ def planned_base(recipe: Recipe) -> PlannedBase:
     Raises:
         UserError: If it is not there, or its memory cannot be estimated.
     """
-    folder = _folder(recipe)
-    checkpoint = open_checkpoint(folder)
-    companions = sum((folder / name).stat().st_size for name in checkpoint.companions())
-    shape = shape_of_config(checkpoint.config, recipe.base)
-    return PlannedBase(folder, shape, load_tokenizer(folder), weight_bytes(folder), companions, 0)
-
-
-def _folder(recipe: Recipe) -> Path:
-    finished = Path(recipe.base)
-    if (finished / LEDGER_FILE).is_file():
-        if not (finished / "model" / "config.json").is_file():
-            raise UserError.of(
-                recipe.base, expected="a finished run", found="one that is not", remedy="Finish it first"
-            )
-        return finished / "model"
-    return find_base(recipe.base, recipe.revision).folder
+    base = base_metadata(recipe.base, recipe.revision)
+    companions = sum((base.folder / name).stat().st_size for name in base.checkpoint.companions())
+    shape = shape_of_config(base.checkpoint.config, recipe.base)
+    tokenizer = load_tokenizer(base.folder)
+    return PlannedBase(base.folder, shape, tokenizer, base.weight_bytes, companions, base.missing_bytes)

@@ -50,7 +50,9 @@ class Checked:
         }
 
 
-def check_everything(recipe: Recipe, *, gpu_memory: str | None, fit: bool, measure: bool) -> Checked:
+def check_everything(
+    recipe: Recipe, *, gpu_memory: str | None, fit: bool, measure: bool, colour: bool = False
+) -> Checked:
     """Looks at everything that a recipe names and needs.
 
     Args:
@@ -58,6 +60,7 @@ def check_everything(recipe: Recipe, *, gpu_memory: str | None, fit: bool, measu
         gpu_memory: Plan for a GPU with so much, such as "12GB"; None: for this machine.
         fit: Choose settings that fit.
         measure: Take a few real steps.
+        colour: Mark the trained tokens by colour, for a terminal.
 
     Raises:
         UserError: If the run could not work, or nothing fits.
@@ -71,7 +74,7 @@ def check_everything(recipe: Recipe, *, gpu_memory: str | None, fit: bool, measu
     base = planned_base(recipe)
     chosen = _fitted(recipe, base, machine) if fit else None
     recipe = chosen.applied(recipe) if chosen is not None else recipe
-    text = check_recipe(recipe)
+    text = check_recipe(recipe, colour=colour)
     resources = plan_resources(recipe, base, machine)
     problems = tuple(resources.problems())
     measured = None

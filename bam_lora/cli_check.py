@@ -44,12 +44,15 @@ def check(
     """
     from bam_lora.check_report import check_everything
     from bam_lora.errors import UserError
+    from bam_lora.marked_text import wants_colour
     from bam_lora.recipe import load_recipe
 
     if write is not None and not fit:
         raise UserError.of("--write", expected="--fit with it", found="none", remedy="Add --fit")
     wanted = load_recipe(recipe, overrides or [], str(output) if output else None)
-    found = check_everything(wanted, gpu_memory=gpu_memory, fit=fit, measure=measure)
+    found = check_everything(
+        wanted, gpu_memory=gpu_memory, fit=fit, measure=measure, colour=wants_colour() and not as_json
+    )
     typer.echo(json.dumps(found.to_json(), indent=2, ensure_ascii=False) if as_json else _laid_out(found.lines()))
     if write is not None and found.fit is not None:
         from bam_lora.fit_text import write_fitted

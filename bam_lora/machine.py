@@ -15,6 +15,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+_MMAP_THRESHOLD = -3  # M_MMAP_THRESHOLD of mallopt
 PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate", "datasets", "safetensors",
             "huggingface_hub")  # fmt: skip
 
@@ -70,6 +71,24 @@ def peak_memory() -> dict[str, int | None]:
     return {"peak_rss_bytes": peak_rss_bytes(), "peak_gpu_bytes": gpu}
 
 
+@contextmanager
+def large_blocks_apart() -> Iterator[None]:
+    """Has glibc take blocks of 4 MB and more from the system itself, and give them back when they are freed.
+
+    Quantising on a CPU makes and frees several copies of each weight, between the small results that stay; in the heap
+    the gaps add up to more than the whole model. Slower for tensors that come and go, so only as long as this lasts.
+    """
+    limit = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform.startswith("linux") else None
+    if limit is None:
+        yield
+        return
+    limit(_MMAP_THRESHOLD, 4 << 20)
+    try:
+        yield
+    finally:
+        limit(_MMAP_THRESHOLD, 32 << 20)  # the most that glibc raises it to by itself
+
+
 def trim_heap() -> None:
     """Gives freed memory back to the system, where glibc would keep it: gigabytes after a branch on a CPU."""
     if sys.platform.startswith("linux"):
@@ -81,6 +100,7 @@ def trim_heap() -> None:
 def release_memory() -> None:
     """Frees what nothing refers to any more; a quantised model is in cycles that only the collector finds."""
     gc.collect()
+    trim_heap()
     import torch
 
     if torch.cuda.is_available():
