@@ -7,7 +7,6 @@ from pathlib import Path
 from bam_lora.base import load_tokenizer, require_fitting_base, require_targets
 from bam_lora.check_batch import batch_lines
 from bam_lora.check_data import data_lines
-from bam_lora.check_limits import limit_lines
 from bam_lora.check_rows import source_lines
 from bam_lora.check_template import template_lines
 from bam_lora.checkpoint import Checkpoint
@@ -15,7 +14,7 @@ from bam_lora.default_template import settle_template
 from bam_lora.difference import Known
 from bam_lora.front import Front
 from bam_lora.grown_tokenizer import open_backend
-from bam_lora.hub_metadata import base_metadata
+from bam_lora.hub_metadata import BaseMetadata, base_metadata
 from bam_lora.ledger import LEDGER_FILE
 from bam_lora.module_weights import require_patterns
 from bam_lora.plan import describe_merge, iteration_count, merge_settings
@@ -30,11 +29,12 @@ from bam_lora.token_learning import require_bpe
 from bam_lora.vocabulary import require_fresh_base
 
 
-def check_recipe(recipe: Recipe, *, colour: bool = False) -> str:
+def check_recipe(recipe: Recipe, base: BaseMetadata | None = None, *, colour: bool = False) -> str:
     """Looks at everything a recipe names and says what a run will do.
 
     Args:
         recipe: A valid recipe.
+        base: Its base, where it has been looked at already.
         colour: Mark the trained tokens by colour, for a terminal, not by brackets.
 
     Returns:
@@ -45,7 +45,7 @@ def check_recipe(recipe: Recipe, *, colour: bool = False) -> str:
     """
     require_own(recipe, recipe.output)
     quiet_libraries()
-    base = base_metadata(recipe.base, recipe.revision)
+    base = base or base_metadata(recipe.base, recipe.revision)
     folder, checkpoint = base.folder, base.checkpoint
     tokenizer = load_tokenizer(folder)
     note = settle_template(tokenizer, recipe.data.chat_template) if has_chat(recipe) else None
@@ -97,16 +97,6 @@ def _vocabulary_lines(recipe: Recipe, folder: Path) -> list[str]:
     ]
 
 
-def _expected_tokens(recipe: Recipe, per_step: int) -> float | None:
-    """Training tokens of the whole run, where the recipe says how many there are."""
-    if recipe.training.max_steps > 0:
-        return recipe.training.max_steps * per_step
-    limits = [source.tokens for source in recipe.data.target if source.tokens is not None]
-    if len(limits) < len(recipe.data.target):
-        return None
-    return sum(limits) / (1 - recipe.data.replay_share) * recipe.training.num_train_epochs
-
-
 def _plan_lines(recipe: Recipe) -> list[str]:
     training = recipe.training
     per_step = training.per_device_train_batch_size * training.gradient_accumulation_steps * recipe.data.sequence_length
@@ -115,7 +105,6 @@ def _plan_lines(recipe: Recipe) -> list[str]:
         f"{iteration_count(recipe)} iterations; {per_step:,} tokens a step",
         f"merge       {describe_merge(merge_settings(recipe))}",
     ]
-    lines += limit_lines(recipe, _expected_tokens(recipe, per_step))
     limits = [source.tokens for source in recipe.data.target]
     if all(limit is not None for limit in limits):
         target = sum(limit for limit in limits if limit is not None)

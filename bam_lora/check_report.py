@@ -7,6 +7,7 @@ from typing import Any
 
 from bam_lora.check import check_recipe
 from bam_lora.check_base import PlannedBase, planned_base
+from bam_lora.check_limits import limit_lines
 from bam_lora.check_machine import Machine, find_machine, parse_memory
 from bam_lora.check_plan import Resources, plan_resources
 from bam_lora.errors import UserError
@@ -34,11 +35,22 @@ class Checked:
         lines = [*self.text.splitlines(), *self.resources.lines()]
         if self.measured is not None:
             lines += self.measured.lines(self.resources)
+        lines += self._limit_lines()
         return lines + (fit_lines(self.recipe, self.fit) if self.fit is not None else [])
+
+    def _limit_lines(self) -> list[str]:
+        training, length = self.recipe.training, self.recipe.data.sequence_length
+        per_step = training.per_device_train_batch_size * training.gradient_accumulation_steps * length
+        tokens = training.max_steps * per_step if training.max_steps > 0 else None
+        if tokens is None and self.resources.tokens is not None:
+            tokens = round(self.resources.tokens * training.num_train_epochs)
+        hours = {} if self.measured is None else self.measured.hours
+        return limit_lines(self.recipe, tokens, 3600 * sum(hours.values()) if "train" in hours else None)
 
     def to_json(self) -> dict[str, Any]:
         """In plain JSON types."""
-        labelled = [{"label": line[:12].strip(), "text": line[12:]} for line in self.text.splitlines()]
+        found = [*self.text.splitlines(), *self._limit_lines()]
+        labelled = [{"label": line[:12].strip(), "text": line[12:]} for line in found]
         return {
             "format": 1,
             "recipe": self.recipe.resolved(),
@@ -60,7 +72,7 @@ def check_everything(
         gpu_memory: Plan for a GPU with so much, such as "12GB"; None: for this machine.
         fit: Choose settings that fit.
         measure: Take a few real steps.
-        colour: Mark the trained tokens by colour, for a terminal.
+        colour: Mark the trained tokens by colour, for a terminal, not by brackets.
 
     Raises:
         UserError: If the run could not work, or nothing fits.
@@ -74,7 +86,7 @@ def check_everything(
     base = planned_base(recipe)
     chosen = _fitted(recipe, base, machine) if fit else None
     recipe = chosen.applied(recipe) if chosen is not None else recipe
-    text = check_recipe(recipe, colour=colour)
+    text = check_recipe(recipe, base.metadata, colour=colour)
     resources = plan_resources(recipe, base, machine)
     problems = tuple(resources.problems())
     measured = None

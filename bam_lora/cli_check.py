@@ -11,6 +11,8 @@ from typing import Annotated, Any
 
 import typer
 
+from bam_lora.marked_text import OPEN
+
 _INDENT = 12
 
 
@@ -40,7 +42,7 @@ def check(
     Reads the first rows of every source and the base's headers; trains nothing unless told to (--measure). Exit status
     1 if it cannot work, or does not fit the GPU, the memory or the disk that are there.
 
-    Example: bam-lora check recipes/german/mistral-7b.yaml --fit --gpu-memory 12GB --write mine.yaml
+    Example: bam-lora check recipes/german/pretrain.yaml --fit --gpu-memory 12GB --write mine.yaml
     """
     from bam_lora.check_report import check_everything
     from bam_lora.errors import UserError
@@ -50,9 +52,8 @@ def check(
     if write is not None and not fit:
         raise UserError.of("--write", expected="--fit with it", found="none", remedy="Add --fit")
     wanted = load_recipe(recipe, overrides or [], str(output) if output else None)
-    found = check_everything(
-        wanted, gpu_memory=gpu_memory, fit=fit, measure=measure, colour=wants_colour() and not as_json
-    )
+    colour = wants_colour() and not as_json
+    found = check_everything(wanted, gpu_memory=gpu_memory, fit=fit, measure=measure, colour=colour)
     typer.echo(json.dumps(found.to_json(), indent=2, ensure_ascii=False) if as_json else _laid_out(found.lines()))
     if write is not None and found.fit is not None:
         from bam_lora.fit_text import write_fitted
@@ -72,5 +73,7 @@ def _laid_out(lines: list[str]) -> str:
 
 
 def _wrapped(line: str, width: int) -> str:
+    if OPEN in line or "\x1b" in line:  # a row of the data, laid out and marked already
+        return line
     options: dict[str, Any] = {"break_on_hyphens": False, "break_long_words": False, "drop_whitespace": True}
     return textwrap.fill(line, width, subsequent_indent=" " * _INDENT, **options) if len(line) > width else line

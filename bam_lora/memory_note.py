@@ -5,13 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from bam_lora.base import weight_bytes
-from bam_lora.check_base import PlannedBase
+from bam_lora.check_base import plan_base
 from bam_lora.check_machine import find_machine
 from bam_lora.check_plan import plan_resources
-from bam_lora.checkpoint import open_checkpoint
 from bam_lora.errors import UserError
-from bam_lora.memory_shape import shape_of_config
+from bam_lora.hub_metadata import base_metadata
 from bam_lora.recipe import Recipe
 from bam_lora.rundir import RunDirectory
 from bam_lora.store import read_record, write_record
@@ -34,13 +32,10 @@ def note_estimate(directory: RunDirectory, recipe: Recipe, start: Path, tokenize
 
 
 def _estimate(recipe: Recipe, start: Path, tokenizer: Any, tokens: int) -> dict[str, int | None] | None:
-    checkpoint = open_checkpoint(start)
     try:
-        shape = shape_of_config(checkpoint.config, recipe.base)
+        base = plan_base(base_metadata(str(start)), recipe.base, tokenizer)
     except UserError:  # an architecture without the usual widths: it can be trained all the same
         return None
-    companions = sum((start / name).stat().st_size for name in checkpoint.companions())
-    base = PlannedBase(start, shape, tokenizer, weight_bytes(start), companions, 0)
     plan = plan_resources(recipe, base, find_machine(), tokens=tokens)
     return {
         "peak_rss_bytes": plan.host.peak_bytes,

@@ -16,8 +16,8 @@ from test_loop import recipe
 from typer.testing import CliRunner
 
 from bam_lora import budget, loop
-from bam_lora.check import check_recipe
 from bam_lora.check_limits import limit_lines
+from bam_lora.check_report import check_everything
 from bam_lora.cli import app
 from bam_lora.errors import UserError
 from bam_lora.limits import read_ended
@@ -292,5 +292,6 @@ def test_check_says_how_many_iterations_are_expected(wanted: Callable[..., Recip
     line, note = limit_lines(wanted(hours=0.2), None, 3600)
     assert "room for about 0 of 3 iterations" in line
     assert "raise limits.hours, or make it smaller (a higher bam.slices" in note
-    text = check_recipe(recipe_from_dict({**wanted(tokens=4000).resolved(), "training": {"max_steps": 30}}))
+    whole = recipe_from_dict({**wanted(tokens=4000).resolved(), "training": {"max_steps": 30}})
+    text = check_everything(whole, gpu_memory=None, fit=False, measure=False).lines()
     assert "limits      limits.tokens 4,000: room for about 0 of 3 iterations" in text
