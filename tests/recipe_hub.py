@@ -26,7 +26,8 @@ BASES = sorted((SHARED / "bases").glob("*.yaml"))
 GOALS = sorted((SHARED / "goals").glob("*.yaml"))
 LANGUAGES = sorted(path.parent for path in RECIPES.glob("*/data.yaml"))
 FRAGMENTS = ("data.yaml", "instruct-data.yaml")
-FULL = sorted(path for path in RECIPES.glob("[!_]*/*.yaml") if path.name not in FRAGMENTS)
+TASKS = sorted(RECIPES.glob("*/tasks.yaml"))
+FULL = sorted(path for path in RECIPES.glob("[!_]*/*.yaml") if path not in TASKS and path.name not in FRAGMENTS)
 SCRIPTS = sorted(RECIPES.glob("*/adapt.py"))
 
 _HELD_OUT = 200  # rows that a split such as train[-200:] takes away

@@ -8,7 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from recipe_hub import BASES, FRAGMENTS, FULL, GOALS, LANGUAGES, RECIPES, SHARED, architecture, catalogue, comment
+from recipe_hub import (
+    BASES,
+    FRAGMENTS,
+    FULL,
+    GOALS,
+    LANGUAGES,
+    RECIPES,
+    SHARED,
+    TASKS,
+    architecture,
+    catalogue,
+    comment,
+)
 from recipe_hub import fragment_of as fragment
 from transformers import CONFIG_MAPPING
 
@@ -114,9 +126,11 @@ def test_no_key_stands_in_two_kinds_of_fragments() -> None:
         "goal": {key for path in GOALS for key in keys_of(path)},
         "language": {key for language in LANGUAGES for name in FRAGMENTS if (language / name).is_file()
                      for key in keys_of(language / name)},
+        "tasks": {key for path in TASKS for key in keys_of(path)},
     }  # fmt: skip
     for one, other in itertools.combinations(kinds, 2):
         assert not kinds[one] & kinds[other], f"{one} and {other}"
+    assert kinds.pop("tasks") == {"evaluation.tasks"}
     assert all(len(keys) >= 3 for keys in kinds.values())
 
 
@@ -153,10 +167,35 @@ def test_every_fragment_and_data_set_is_of_use() -> None:
 @pytest.mark.parametrize("language", LANGUAGES, ids=lambda language: language.name)
 def test_a_language_is_complete(language: Path) -> None:
     names = {path.name for path in language.iterdir() if path.is_file()}
-    assert {"data.yaml", "pretrain.yaml", "adapt.py"} <= names
+    assert {"data.yaml", "tasks.yaml", "pretrain.yaml", "adapt.py"} <= names
     assert ("instruct.yaml" in names) == ("instruct-data.yaml" in names)
     script = (language / "adapt.py").read_text(encoding="utf-8")
     target = load_recipe(language / "pretrain.yaml").data.target[0]
     assert f'"{target.path}", "{target.name}"' in script
     assert f"python recipes/{language.name}/adapt.py" in script
     assert len(script.splitlines()) <= 60
+
+
+@pytest.mark.parametrize("path", TASKS, ids=name_of)
+def test_tasks_go_with_a_recipe(path: Path, tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text(f"extends: [{path}, {path.parent / 'pretrain.yaml'}]\noutput: out\n")
+    recipe = load_recipe(tmp_path / "recipe.yaml")
+    assert recipe.evaluation.target == load_recipe(path.parent / "pretrain.yaml").evaluation.target
+    *own, english = recipe.evaluation.tasks
+    assert own
+    assert {one.role for one in own} == {"target"}
+    assert (english.task, english.role) == ("belebele_eng_Latn", "source")
+    assert own[0].task.startswith("belebele_")
+    said = re.search(r"Tasks for it in lm-evaluation-harness: ([\w, ]+)\.", comment(path.parent / "data.yaml"))
+    assert said is None or said[1].split(", ") == [one.task for one in own]
+
+
+@pytest.mark.slow
+def test_the_harness_has_the_tasks() -> None:
+    pytest.importorskip("lm_eval")
+    from bam_lora.tasks import TaskSpec, find_tasks, require_known
+
+    names = {one["task"] for path in TASKS for one in read_yaml(text_of(path), path).value["evaluation"]["tasks"]}
+    assert len(names) > len(TASKS)
+    for found in find_tasks([TaskSpec(name) for name in sorted(names)]):
+        require_known(found)
