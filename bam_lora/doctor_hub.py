@@ -1,0 +1,73 @@
+"""The Hugging Face Hub, for `bam-lora doctor`: a token's presence, and whether it answers."""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+import time
+from collections.abc import Iterator
+from urllib.parse import urlsplit
+
+from bam_lora.doctor_finding import NOTE, OK, Finding
+from bam_lora.errors import first_line
+
+_SECONDS = 5.0
+
+
+def token() -> Iterator[Finding]:
+    """Whether there is a token, and from where; never what it is."""
+    from huggingface_hub import constants, get_token
+
+    if not get_token():
+        yield Finding(
+            "token", NOTE, "none: enough for what is open; gated models (Llama, Gemma) need one", "hf auth login"
+        )
+        return
+    named = [name for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN") if os.environ.get(name)]
+    yield Finding("token", OK, f"found in {named[0] if named else constants.HF_TOKEN_PATH}")
+
+
+def reachable() -> Iterator[Finding]:
+    """Whether the Hub answers within a few seconds; offline is worth a note, for the cache may hold all there is to."""
+    from huggingface_hub import constants
+
+    parts = urlsplit(constants.ENDPOINT)
+    name = parts.hostname or constants.ENDPOINT
+    if constants.HF_HUB_OFFLINE:
+        yield Finding("hub", NOTE, f"{name} is not asked: HF_HUB_OFFLINE is set")
+        return
+    begun = time.monotonic()
+    answers: queue.Queue[int | Exception] = queue.Queue()
+    # A name that does not resolve can take longer than any timeout of a request: a thread that nobody waits for.
+    threading.Thread(target=lambda: answers.put(_ask(constants.ENDPOINT)), daemon=True).start()
+    try:
+        answer = answers.get(timeout=_SECONDS)
+    except queue.Empty:
+        yield _away(name, f"no answer in {_SECONDS:.0f} seconds")
+        return
+    if isinstance(answer, Exception):
+        yield _away(name, first_line(answer))
+    elif answer >= 500:
+        yield _away(name, f"it answers with status {answer}")
+    else:  # 401 and 404 are answers too
+        yield Finding("hub", OK, f"{name} answers in {time.monotonic() - begun:.1f} s")
+
+
+def _ask(endpoint: str) -> int | Exception:
+    """The status that the Hub answers with, or what kept it from answering."""
+    from huggingface_hub.utils import get_session
+
+    try:
+        return int(get_session().head(f"{endpoint}/api/models", timeout=_SECONDS).status_code)
+    except Exception as error:  # whatever the network's libraries raise
+        return error
+
+
+def _away(name: str, reason: str) -> Finding:
+    return Finding(
+        "hub",
+        NOTE,
+        f"{name} is out of reach ({reason}): only what is in the cache or on this disk can be used",
+        "Look at network, proxy and HF_ENDPOINT, if you want to download",
+    )
