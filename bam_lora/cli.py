@@ -13,21 +13,25 @@ import typer
 
 from bam_lora.cli_adapters import Run_, export, fold, merge
 from bam_lora.cli_check import check
+from bam_lora.cli_complete import BeginnersFirst, story_languages
 from bam_lora.cli_errors import VERBOSE, command
+from bam_lora.cli_start import doctor, init
 from bam_lora.cli_tasks import Limit, NumFewshot, Tasks, specs_of, tasks_text
 from bam_lora.errors import UserError
 
 app = typer.Typer(
     name="bam-lora",
+    cls=BeginnersFirst,
     no_args_is_help=True,
     rich_markup_mode=None,
-    add_completion=False,
+    add_completion=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Branch-and-Merge with LoRA: teach a language model a new language on one GPU, and keep what it knew.\n\n"
-    "Start with `bam-lora quickstart`: the whole loop on an embedded tiny model, on a CPU, in minutes. Then write a "
-    "recipe (docs/recipe.md, recipes/), look at what it will do with `bam-lora check`, and `bam-lora run` it. "
-    "`merge` and `fold` work on any PEFT LoRA adapters, `export` gives a run as one.\n\n"
+    "Start with `bam-lora quickstart`: the whole loop on an embedded tiny model, on a CPU, in minutes. `doctor` says "
+    "whether this machine can do more. Then `init` writes a recipe, `check` says what it will do, `run` does it, "
+    "`status` tells how far it is, `report` what was learned and forgotten, `export` gives the result as an adapter. "
+    "`merge` and `fold` work on any PEFT LoRA adapters. Tab completes: --install-completion.\n\n"
     "Exit status: 0 done, 1 something for you to put right, 2 wrong usage, 130 interrupted. --verbose, anywhere, adds "
     "the traceback of an error and the libraries' own messages.",
 )
@@ -41,7 +45,7 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # what its encoding lacks is written as an escape, not an error
             stream.reconfigure(errors="backslashreplace")
-    app()
+    app(prog_name="bam-lora")
 
 
 Recipe_ = Annotated[Path, typer.Argument(help="Recipe in YAML (docs/recipe.md).", metavar="RECIPE")]
@@ -55,7 +59,9 @@ Set_ = Annotated[
 @command
 def quickstart(
     output: Annotated[Path, typer.Option(help="Folder for the runs and the report.")] = Path("quickstart"),
-    language: Annotated[str, typer.Option(help="Language to teach: german or bulgarian.")] = "german",
+    language: Annotated[
+        str, typer.Option(help="Language to teach: german or bulgarian.", autocompletion=story_languages)
+    ] = "german",
 ) -> None:
     """The whole loop on an embedded tiny English model: CPU, offline, minutes.
 
@@ -111,7 +117,7 @@ def status(run_directory: Run_) -> None:
     typer.echo(describe_run(run_directory))
 
 
-for adapters_command in (merge, fold, export):
+for adapters_command in (merge, fold, export, init, doctor):
     app.command()(command(adapters_command))
 
 

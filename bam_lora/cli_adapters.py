@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from bam_lora.cli_complete import methods
 from bam_lora.cli_push import Exported, Public_, Push_, Revision_, push_result, require_sense
 
 Run_ = Annotated[Path, typer.Argument(help="Run directory.", metavar="RUN")]
@@ -28,7 +29,8 @@ Method_ = Annotated[
     str,
     typer.Option(
         help="Merge method: linear, slerp (two adapters), karcher, model_stock; element by element: ties, dare_linear, "
-        "dare_ties, breadcrumbs."
+        "dare_ties, breadcrumbs.",
+        autocompletion=methods,
     ),
 ]
 Density_ = Annotated[float, typer.Option(help="Share of each delta's elements that ties, dare and breadcrumbs keep.")]

@@ -20,7 +20,7 @@ from bam_lora.recipe import load_recipe
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
 PAGES = [README, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
-EVERYWHERE = {"--help", "-h", "--verbose"}
+EVERYWHERE = {"--help", "-h", "--verbose", "--install-completion", "--show-completion"}
 
 _FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^\1```", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")

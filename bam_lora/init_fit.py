@@ -1,0 +1,129 @@
+"""Settings with which a recipe fits a card, for `bam-lora init`: what `check --fit` does, without the base's files."""
+
+from __future__ import annotations
+
+import functools
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bam_lora.errors import UserError
+
+if TYPE_CHECKING:
+    from bam_lora.fit import Fit
+    from bam_lora.memory_shape import BaseShape
+    from bam_lora.recipe import Recipe
+
+_SECONDS = 5.0
+_SIZE = re.compile(r"([\d.]+)\s*(?:([gm])i?b?)?", re.IGNORECASE)
+_LAYERS = ((2.5e9, 28), (6e9, 36), (float("inf"), 34))  # of bases of about this size
+_GIB = 2**30
+
+
+def read_memory(text: str) -> int | None:
+    """A card's memory in bytes: `12GB`, `12`, `12 GiB`, `8000 MB`; None for 0, `none` and `cpu`.
+
+    Cards are sold by GB and hold GiB: a number up to 512 is taken as GiB either way.
+
+    Raises:
+        UserError: If it is no such thing.
+    """
+    if text.strip().lower() in ("none", "cpu", "no"):
+        return None
+    match = _SIZE.fullmatch(text.strip())
+    try:
+        size = float(match[1]) * (2**-10 if (match[2] or "g").lower() == "m" else 1) if match else -1.0
+    except ValueError:  # 1.2.3
+        size = -1.0
+    if size < 0 or size > 4096:
+        raise UserError.of(
+            f"--gpu-memory {text}",
+            expected="the memory of the card, such as 12GB",
+            found="no such size",
+            remedy="Write it in GB, or 0 to train on the CPU",
+        )
+    return round(size * _GIB) or None
+
+
+def memory_text(size_bytes: int) -> str:
+    """Bytes as `read_memory` takes them: 12GB, 11.8GB."""
+    return f"{round(size_bytes / _GIB, 1):g}GB"
+
+
+@functools.cache
+def detected_memory() -> tuple[int, str] | None:
+    """Memory in bytes and name of the GPU that a run would use here; None without one."""
+    import torch
+
+    from bam_lora.base import device
+
+    if not device().startswith("cuda"):
+        return None
+    return int(torch.cuda.mem_get_info(0)[1]), str(torch.cuda.get_device_name(0))
+
+
+def base_shape(model: str, parameters: int, vocabulary: int) -> tuple[BaseShape, bool] | None:
+    """The shape of a base, and whether it is its own; else that of a usual model of its size; None if that is unknown.
+
+    Args:
+        model: Folder, finished run, or id on the Hub, of which only config.json is read.
+        parameters: Its size, if known.
+        vocabulary: Rows of its embedding, if known.
+    """
+    from bam_lora.memory_shape import shape_of_config, shape_of_folder
+
+    for folder in (Path(model).expanduser() / "model", Path(model).expanduser()):
+        if (folder / "config.json").is_file():
+            return shape_of_folder(folder), True
+    downloaded = _config_on_hub(model)
+    if downloaded is not None:
+        return shape_of_folder(downloaded.parent), True
+    if not parameters:
+        return None
+    return shape_of_config(_usual_config(parameters, vocabulary or 128_000), model), False
+
+
+def fit(recipe: Recipe, shape: BaseShape, gpu_bytes: int) -> Fit:
+    """Settings that fit a card.
+
+    Raises:
+        UserError: If none do.
+    """
+    from bam_lora.fit import fit_recipe
+
+    return fit_recipe(recipe, shape, gpu_bytes)
+
+
+def _config_on_hub(model: str) -> Path | None:
+    """The base's config.json, from the cache or the Hub; None if it cannot be had now (offline, gated, no such id)."""
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(model, "config.json", etag_timeout=_SECONDS))
+    except Exception:  # `check` says why; here an estimate of the size serves
+        return None
+
+
+def _usual_config(parameters: int, vocabulary: int) -> dict[str, Any]:
+    """The config of a Llama of so many parameters or a few more, heads of 128, an MLP 3.5 times as wide as the rest."""
+    layers = next(layers for size, layers in _LAYERS if parameters < size)
+    heads = 4
+    while _numbers(heads, layers, vocabulary) < parameters:
+        heads += 1
+    hidden = 128 * heads
+    return {
+        "model_type": "llama",
+        "hidden_size": hidden,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": next(count for count in range(max(heads // 4, 1), 0, -1) if heads % count == 0),
+        "intermediate_size": hidden * 7 // 2,
+        "vocab_size": vocabulary,
+        "tie_word_embeddings": parameters < 3e9,
+        "dtype": "bfloat16",
+    }
+
+
+def _numbers(heads: int, layers: int, vocabulary: int) -> int:
+    hidden = 128 * heads
+    return layers * 13 * hidden**2 + 2 * vocabulary * hidden
