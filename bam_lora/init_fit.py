@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import functools
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from bam_lora.errors import UserError
 
 if TYPE_CHECKING:
     from bam_lora.fit import Fit
@@ -15,34 +12,21 @@ if TYPE_CHECKING:
     from bam_lora.recipe import Recipe
 
 _SECONDS = 5.0
-_SIZE = re.compile(r"([\d.]+)\s*(?:([gm])i?b?)?", re.IGNORECASE)
 _LAYERS = ((2.5e9, 28), (6e9, 36), (float("inf"), 34))  # of bases of about this size
 _GIB = 2**30
 
 
 def read_memory(text: str) -> int | None:
-    """A card's memory in bytes: `12GB`, `12`, `12 GiB`, `8000 MB`; None for 0, `none` and `cpu`.
-
-    Cards are sold by GB and hold GiB: a number up to 512 is taken as GiB either way.
+    """A card's memory in bytes, as `bam-lora check --gpu-memory` reads it; None for 0, `none` and `cpu`.
 
     Raises:
         UserError: If it is no such thing.
     """
-    if text.strip().lower() in ("none", "cpu", "no"):
+    if text.strip().lower() in ("0", "0gb", "none", "cpu"):
         return None
-    match = _SIZE.fullmatch(text.strip())
-    try:
-        size = float(match[1]) * (2**-10 if (match[2] or "g").lower() == "m" else 1) if match else -1.0
-    except ValueError:  # 1.2.3
-        size = -1.0
-    if size < 0 or size > 4096:
-        raise UserError.of(
-            f"--gpu-memory {text}",
-            expected="the memory of the card, such as 12GB",
-            found="no such size",
-            remedy="Write it in GB, or 0 to train on the CPU",
-        )
-    return round(size * _GIB) or None
+    from bam_lora.check_machine import parse_memory
+
+    return parse_memory(text)
 
 
 def memory_text(size_bytes: int) -> str:
