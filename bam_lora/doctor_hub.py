@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import queue
-import threading
 import time
 from collections.abc import Iterator
 from urllib.parse import urlsplit
 
 from bam_lora.doctor_finding import NOTE, OK, Finding
 from bam_lora.errors import first_line
+from bam_lora.in_time import in_time
 
 _SECONDS = 5.0
 
@@ -38,30 +37,22 @@ def reachable() -> Iterator[Finding]:
         yield Finding("hub", NOTE, f"{name} is not asked: HF_HUB_OFFLINE is set")
         return
     begun = time.monotonic()
-    answers: queue.Queue[int | Exception] = queue.Queue()
-    # A name that does not resolve can take longer than any timeout of a request: a thread that nobody waits for.
-    threading.Thread(target=lambda: answers.put(_ask(constants.ENDPOINT)), daemon=True).start()
     try:
-        answer = answers.get(timeout=_SECONDS)
-    except queue.Empty:
-        yield _away(name, f"no answer in {_SECONDS:.0f} seconds")
+        status = in_time(lambda: _ask(constants.ENDPOINT), _SECONDS)
+    except Exception as error:  # whatever the network's libraries raise
+        yield _away(name, first_line(error))
         return
-    if isinstance(answer, Exception):
-        yield _away(name, first_line(answer))
-    elif answer >= 500:
-        yield _away(name, f"it answers with status {answer}")
+    if status >= 500:
+        yield _away(name, f"it answers with status {status}")
     else:  # 401 and 404 are answers too
         yield Finding("hub", OK, f"{name} answers in {time.monotonic() - begun:.1f} s")
 
 
-def _ask(endpoint: str) -> int | Exception:
-    """The status that the Hub answers with, or what kept it from answering."""
+def _ask(endpoint: str) -> int:
+    """The status that the Hub answers with."""
     from huggingface_hub.utils import get_session
 
-    try:
-        return int(get_session().head(f"{endpoint}/api/models", timeout=_SECONDS).status_code)
-    except Exception as error:  # whatever the network's libraries raise
-        return error
+    return int(get_session().head(f"{endpoint}/api/models", timeout=_SECONDS).status_code)
 
 
 def _away(name: str, reason: str) -> Finding:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import functools
+import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from bam_lora.in_time import in_time
 
 if TYPE_CHECKING:
     from bam_lora.fit import Fit
@@ -59,9 +63,9 @@ def base_shape(model: str, parameters: int, vocabulary: int) -> tuple[BaseShape,
     for folder in (Path(model).expanduser() / "model", Path(model).expanduser()):
         if (folder / "config.json").is_file():
             return shape_of_folder(folder), True
-    downloaded = _config_on_hub(model)
-    if downloaded is not None:
-        return shape_of_folder(downloaded.parent), True
+    config = _config_on_hub(model)
+    if config is not None:
+        return shape_of_config(config, model), True
     if not parameters:
         return None
     return shape_of_config(_usual_config(parameters, vocabulary or 128_000), model), False
@@ -78,14 +82,29 @@ def fit(recipe: Recipe, shape: BaseShape, gpu_bytes: int) -> Fit:
     return fit_recipe(recipe, shape, gpu_bytes)
 
 
-def _config_on_hub(model: str) -> Path | None:
+def _config_on_hub(model: str) -> dict[str, Any] | None:
     """The base's config.json, from the cache or the Hub; None if it cannot be had now (offline, gated, no such id)."""
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import try_to_load_from_cache
 
     try:
-        return Path(hf_hub_download(model, "config.json", etag_timeout=_SECONDS))
-    except Exception:  # `check` says why; here an estimate of the size serves
+        cached = try_to_load_from_cache(model, "config.json")
+        found = json.loads(Path(cached).read_bytes()) if isinstance(cached, str) else in_time(_ask(model), _SECONDS)
+    except Exception:  # `check` says why; here an estimate by the size serves
         return None
+    return found if isinstance(found, dict) else None
+
+
+def _ask(model: str) -> Callable[[], Any]:
+    """Asks the Hub once: its client would try again for half a minute where there is no network."""
+    from huggingface_hub import hf_hub_url
+    from huggingface_hub.utils import build_hf_headers, get_session
+
+    def call() -> Any:
+        reply = get_session().get(hf_hub_url(model, "config.json"), headers=build_hf_headers(), timeout=_SECONDS)
+        reply.raise_for_status()
+        return reply.json()
+
+    return call
 
 
 def _usual_config(parameters: int, vocabulary: int) -> dict[str, Any]:

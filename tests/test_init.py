@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from hub_fixtures import PatchedHub
 from terminal import Terminal
 from typer.testing import CliRunner, Result
 
@@ -175,6 +176,17 @@ def test_a_base_here_is_named_relative_to_the_recipe(tiny_base: Path):
 def test_a_hub_id_that_no_fragment_knows():
     recipe = made("--language", "bg", "--gpu-memory", "12GB", "--base", "someone/some-model")
     assert recipe.base == "someone/some-model"
+    assert "the size of the base is not known here" in Path("bulgarian.yaml").read_text(encoding="utf-8")
+
+
+def test_the_config_is_asked_for_once_on_the_hub(hub: PatchedHub, tiny_base: Path):
+    hub.add_model("org/tiny", tiny_base)
+    hub.add_model("org/gated", tiny_base, gated=True)
+    made("--language", "bg", "--gpu-memory", "8GB", "--base", "org/tiny")
+    text = Path("bulgarian.yaml").read_text(encoding="utf-8")
+    assert "(estimate)" in text
+    assert [one.path for one in hub.requests()] == ["/org/tiny/resolve/main/config.json"]
+    made("--language", "bg", "--gpu-memory", "8GB", "--base", "org/gated", "--force")
     assert "the size of the base is not known here" in Path("bulgarian.yaml").read_text(encoding="utf-8")
 
 
