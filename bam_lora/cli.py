@@ -30,7 +30,7 @@ app = typer.Typer(
     help="Branch-and-Merge with LoRA: teach a language model a new language on one GPU, and keep what it knew.\n\n"
     "Start with `bam-lora quickstart`: the whole loop on an embedded tiny model, on a CPU, in minutes. `doctor` says "
     "whether this machine can do more. Then `init` writes a recipe, `check` says what it will do, `run` does it, "
-    "`status` tells how far it is, `report` what was learned and forgotten, `export` gives the result as an adapter. "
+    "`status` tells how far it is, `report` what was learned and forgotten, `export` gives or publishes the result. "
     "`merge` and `fold` work on any PEFT LoRA adapters. Tab completes: --install-completion.\n\n"
     "Exit status: 0 done, 1 something for you to put right, 2 wrong usage, 130 interrupted. --verbose, anywhere, adds "
     "the traceback of an error and the libraries' own messages.",

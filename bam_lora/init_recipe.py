@@ -102,7 +102,7 @@ def draft_recipe(choices: Choices) -> Draft:
     draft = Draft(tree, choices)
     if not choices.goal.chat:
         _set_budget(draft)
-    if choices.hours is not None and "limits" in Recipe.model_fields:
+    if choices.hours is not None:
         put(tree, "limits.hours", f"{choices.hours:g}")
     return draft
 
