@@ -30,8 +30,8 @@ def scale(svg: ElementTree.Element) -> tuple[Any, Any]:
 
 
 def number(text: str | None) -> float:
-    value = float(re.sub("[ %]", "", text or "").replace("−", "-"))
-    return value / 100 if "%" in (text or "") else value
+    digits, _, unit = re.sub("([%kMB])", r" \1", text or "").replace("−", "-").partition(" ")
+    return float(digits) * {"": 1, "%": 0.01, "k": 1e3, "M": 1e6, "B": 1e9}[unit.strip()]
 
 
 def marks(svg: ElementTree.Element) -> dict[str, tuple[float, float]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -62,11 +63,58 @@ def test_the_size_of_the_change_is_the_sum_since_the_base_over_the_weights(tmp_p
         assert y == pytest.approx(report["shrink"][0][role], abs=2e-3)
 
 
+def lines_of(svg: Any, kind: str) -> list[list[tuple[float, float]]]:
+    """The places, in data units, that the lines of a class run through."""
+    x, y = scale(svg)
+    paths = [str(path.get("d")) for path in svg.iter("path") if str(path.get("class")).startswith(kind)]
+    return [[(x(float(a)), y(float(b))) for a, b in (pair.split() for pair in path[1:].split("L"))] for path in paths]
+
+
+def test_losses_stand_over_the_tokens_branch_after_branch(tmp_path: Path) -> None:
+    report = collect(write_run(tmp_path / "bam", done=1))
+    svg = drawn(report)["plot-loss-0"]
+    found = lines_of(svg, "line thin")
+    assert len(found) == len(report["losses"]) == 2
+    for start, item, line in zip((0, 125_000), report["losses"], found, strict=True):
+        assert item["tokens"][-1] == 125_000
+        for tokens, (_, loss), (x, y) in zip(item["tokens"], item["points"], line, strict=True):
+            assert x == pytest.approx(start + tokens, abs=600)
+            assert y == pytest.approx(loss, abs=0.01)
+    (merge,) = [path for path in svg.iter("path") if path.get("class") == "rule"]
+    assert scale(svg)[0](float(str(merge.get("d"))[1:].split()[0])) == pytest.approx(250_000, abs=600)
+
+
+def test_losses_of_runs_that_logged_no_tokens_stand_over_the_steps(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "bam")
+    path = run / "iterations/01/branch-1/metrics.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    path.write_text("".join(json.dumps({k: v for k, v in one.items() if k != "tokens"}) + "\n" for one in lines))
+    report = collect(run)
+    assert [item["tokens"] is None for item in report["losses"]] == [True, False, False, False]
+    svg = drawn(report)["plot-loss-0"]
+    assert "optimizer steps, all branches" in [text.text for text in svg.iter("text")]
+    assert [round(line[0][0]) for line in lines_of(svg, "line thin")] == [1, 41, 81, 121]
+
+
+def test_bars_are_as_long_as_their_parts(tmp_path: Path) -> None:
+    report = collect(write_run(tmp_path / "bam"))
+    pictures = drawn(report)
+    sources = report["data"]["sources"]
+    for name, wanted in (
+        ("plot-cost", [v for v in report["cost"]["seconds_by_stage"].values() if v]),
+        ("plot-data", [source["used_tokens"] for source in sources]),
+    ):
+        groups = list(pictures[name].iter("g"))
+        assert [float(group.get("data-value", "")) for group in groups] == wanted
+        widths = [float(box.get("width", "")) for group in groups for box in group.iter("rect")]
+        assert [w / sum(widths) for w in widths] == pytest.approx([v / sum(wanted) for v in wanted], abs=1e-3)
+
+
 def test_a_run_without_other_models_has_the_plain_plane(tmp_path: Path) -> None:
     page = render_html([collect(write_run(tmp_path / "bam"))], None)
     assert len(marks(svgs(page)["plot-plane"])) == 3
     assert "line thin" not in page.split("plot-plane")[1].split("</svg>")[0]
-    for absent in ("scaled by λ", "checkpoint", "envelope", "Models beside", "Learned merge weights", "<h3>Scores"):
+    for absent in ("scaled by λ", "checkpoint", "envelope", "Models beside", "Learned merge weights", "<h4>"):
         assert absent not in page.split("<body>")[1]
 
 
@@ -74,10 +122,11 @@ def test_what_was_not_recorded_has_no_figure(tmp_path: Path) -> None:
     run = write_run(tmp_path / "single", strategy="single", iterations=1, branches=1)
     (run / "iterations/01/fold.json").unlink()
     found = drawn(collect(run)).keys()
-    assert found == {"plot-target", "plot-source", "plot-plane", "plot-loss-0"}
+    always = {"plot-loss-0", "plot-step-0", "plot-cost", "plot-data"}
+    assert found == {"plot-target", "plot-source", "plot-plane", *always}
     for path in run.rglob("eval.json"):
         path.unlink()
-    assert drawn(collect(run)).keys() == {"plot-loss-0"}
+    assert drawn(collect(run)).keys() == always
 
 
 def at(learned: float, forgotten: float) -> Place:

@@ -18,7 +18,8 @@ from report_runs import write_run
 
 from bam_lora.report import collect, compare, model_card, render_html, render_text
 from bam_lora.report import format as fmt
-from bam_lora.report.svg import Axes, Point, Series, plot, tick_texts, ticks
+from bam_lora.report.svg import Axes, Point, Series, plot
+from bam_lora.report.ticks import tick_texts, ticks
 
 EVIL = "<script>alert('x')</script><img src=x onerror=alert(1)>&amp;\x1b[31m{{ 7 * 7 }}"
 VOID = {"meta", "link", "br", "img", "hr", "input"}
@@ -94,7 +95,8 @@ def test_text_from_files_is_shown_as_text(tmp_path: Path) -> None:
     text = render_html([report], None)
     page = Page(text)
     tags = {tag for tag, _ in page.elements}
-    assert not tags & {"script", "img", "b", "link", "iframe", "object"}
+    assert not tags & {"script", "img", "b", "iframe", "object"}
+    assert [attributes for tag, attributes in page.elements if tag == "link"] == [{"rel": "icon", "href": "data:,"}]
     assert not [name for _, attributes in page.elements for name in attributes if name.startswith("on")]
     shown = "".join(page.texts)
     assert shown.count("<script>alert('x')</script>") >= 4
@@ -105,7 +107,12 @@ def test_text_from_files_is_shown_as_text(tmp_path: Path) -> None:
 def test_the_page_needs_nothing_from_outside(comparison: dict[str, Any]) -> None:
     text = render_html(comparison["runs"], comparison)
     page = Page(text)
-    assert not [a for _, a in page.elements if {"src", "href", "srcset", "data"} & a.keys()]
+    assert not [a for _, a in page.elements if {"src", "srcset", "data", "xlink:href"} & a.keys()]
+    links = [str(a["href"]) for _, a in page.elements if "href" in a]
+    assert links[0] == "data:,"  # no icon, or a browser would ask for one
+    idents = {f"#{a['id']}" for _, a in page.elements if "id" in a}
+    assert set(links[1:]) <= idents
+    assert len(links) > 8
     assert "url(" not in text
     assert "@import" not in text
     assert "default-src 'none'" in text
@@ -118,7 +125,7 @@ def test_ids_are_unique_and_every_plot_has_a_title_and_a_description(comparison:
     ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
     assert len(ids) == len(set(ids))
     plots = [attributes for tag, attributes in page.elements if tag == "svg" and attributes.get("role") == "img"]
-    assert len(plots) == 10
+    assert len(plots) == 14
     for attributes in plots:
         assert set((attributes["aria-labelledby"] or "").split()) <= set(ids)
     assert "bam: 2.4614 at 0 tokens, 1.7994 at 250,000 tokens" in "".join(page.texts)

@@ -29,6 +29,27 @@ def test_cosines_stand_over_their_layers_one_line_an_iteration(tmp_path: Path) -
     assert "Iteration 2: 0.217 in layer 0" in (svg.findtext("desc") or "")
 
 
+def test_what_an_iteration_adds_to_a_layer_is_the_norm_over_its_weights(tmp_path: Path) -> None:
+    report = collect(write_run(tmp_path / "bam", layers=5))
+    found = marks(drawn(report)["plot-step-0"])
+    assert len(found) == 10
+    for item in report["iterations"]:
+        for entry in item["norm_by_layer"]:
+            assert entry["merged_norm"] == pytest.approx((2.5**2 + 2.5**2) ** 0.5)
+            place_ = found[f"iteration {item['iteration']}, layer {entry['layer']}"]
+            assert place_ == (pytest.approx(entry["layer"], abs=0.01), pytest.approx(entry["merged_norm"], abs=5e-3))
+
+
+def test_iterations_are_coloured_in_their_order(tmp_path: Path) -> None:
+    svg = drawn(collect(write_run(tmp_path / "bam", iterations=20, branches=2)))["plot-cosine-0"]
+    lines = [
+        str(path.get("class")).split()[1] for path in svg.iter("path") if str(path.get("class")).startswith("line")
+    ]
+    assert len(lines) == 20
+    assert lines == sorted(lines)
+    assert set(lines) == {f"r{shade}" for shade in range(8)}
+
+
 def test_a_model_of_one_layer_has_its_cosines(tmp_path: Path) -> None:
     report = collect(write_run(tmp_path / "bam", layers=1, learned=2))
     pictures = drawn(report)

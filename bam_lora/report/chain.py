@@ -16,7 +16,12 @@ _KEPT = (
     "name", "strategy", "mode", "base", "revision", "languages", "recipe_sha256", "seeds", "evaluation", "scores",
     "summary", "iterations", "cost",
 )  # fmt: skip
-_BULKY = ("learned", "searched", "cosine_by_layer")  # of an iteration: the parent's own report has them
+_BULKY = (
+    "learned",
+    "searched",
+    "cosine_by_layer",
+    "norm_by_layer",
+)  # of an iteration: the parent's own report has them
 
 
 def chain_of(parent: Path) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ from typing import Any
 from bam_lora import store
 from bam_lora.errors import UserError
 from bam_lora.report.cost import cost, total
-from bam_lora.report.layers import cosine_by_layer
+from bam_lora.report.layers import cosine_by_layer, norm_by_layer
 from bam_lora.report.noise import difference_error, pooled
 from bam_lora.report.records import iteration_folder, read_losses, read_recipe, read_record, read_shrink
 from bam_lora.report.tasks import read_tasks
@@ -223,6 +223,7 @@ def _iteration(
         "tokens": sum(b["tokens"] for b in planned["branches"]),
         "cosine": merge.get("cosine"),
         "cosine_by_layer": cosine_by_layer(merge.get("tensors") or {}),
+        "norm_by_layer": norm_by_layer(merge.get("tensors") or {}),
         "delta_norms": merge.get("delta_norms"),
         "merged_norm": merge.get("merged_norm"),
         "method": merge.get("method"),

@@ -17,12 +17,13 @@ MANY_RUNS = 3
 
 @dataclass(frozen=True)
 class Figure:
-    """One or more plots that share a heading, a legend and a caption."""
+    """One or more plots, by name, that share a heading, a legend and a caption; `run` where it is of one run only."""
 
     title: str
-    plots: list[Markup]
+    plots: Mapping[str, Markup]
     legend: list[tuple[Markup, str]]
     caption: str
+    run: str = ""
 
 
 @dataclass(frozen=True)
@@ -52,8 +53,3 @@ class Runs:
     def legend(self) -> list[tuple[Markup, str]]:
         """Names beside their colours; empty for one run."""
         return [] if self.alone else [(swatch(slot), name) for slot, name in enumerate(self.names)]
-
-
-def short(name: str, most: int = 16) -> str:
-    """A name cut so that it fits beside a mark."""
-    return name if len(name) <= most else f"{name[: most - 1]}…"

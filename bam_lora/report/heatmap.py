@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from bam_lora.report.figure import short
+from bam_lora.report.glyphs import short, width_of
 from bam_lora.report.svg import WIDTH
 
 # As in the plots: text is 11 units high, 12.5 on phones; slanted names of columns rise and run 0.71 of their length.
@@ -56,8 +56,8 @@ def heatmap(
         An `<svg>` element; all texts are escaped.
     """
     row_texts, column_texts = ([short(name, _NAME_CHARACTERS) for name in names] for names in (rows, columns))
-    left = 10 + _CHARACTER * max(map(len, row_texts))
-    slanted = 6 + _SLANT * _CHARACTER * max(map(len, column_texts))
+    left = 10 + _CHARACTER * max(map(width_of, row_texts))
+    slanted = 6 + _SLANT * _CHARACTER * max(map(width_of, column_texts))
     top = 24 + slanted
     width = min(_WIDEST_CELL, (WIDTH - left - slanted) / len(columns))
     height = _ROW if len(rows) <= _MOST_HIGH_ROWS else _LOW_ROW

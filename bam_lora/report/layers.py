@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,16 +70,35 @@ def cosine_by_layer(tensors: Mapping[str, Mapping[str, Any]]) -> list[dict[str, 
         without one (a delta of zero) left out. Weights outside the layers stand under their own name. None where no
         weight has a cosine.
     """
+    return [
+        {"layer": layer, "cosine": sum(found) / len(found), "tensors": len(found)}
+        for layer, found in _by_layer(tensors, "cosine")
+    ] or None
+
+
+def norm_by_layer(tensors: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]] | None:
+    """The size of what a merge added, layer by layer.
+
+    Args:
+        tensors: `tensors` of merge.json.
+
+    Returns:
+        {"layer": as in `cosine_by_layer`, "merged_norm": Frobenius norm over its weights, "tensors": how many} a layer.
+        None where no weight has a norm.
+    """
+    return [
+        {"layer": layer, "merged_norm": math.hypot(*found), "tensors": len(found)}
+        for layer, found in _by_layer(tensors, "merged_norm")
+    ] or None
+
+
+def _by_layer(tensors: Mapping[str, Mapping[str, Any]], key: str) -> Iterator[tuple[int | str, list[float]]]:
+    """Every layer that has this number, in order: its number or name, and the numbers of its weights."""
     values: dict[tuple[str, int | None], list[float]] = {}
     for weight, numbers in tensors.items():
-        if numbers.get("cosine") is not None:
+        if numbers.get(key) is not None:
             where = place(weight)
-            values.setdefault((where.stack, where.layer), []).append(numbers["cosine"])
-    names = row_names(place(weight) for weight in tensors)
-    result: list[dict[str, Any]] = []
-    for row, name in names.items():
+            values.setdefault((where.stack, where.layer), []).append(numbers[key])
+    for row, name in row_names(place(weight) for weight in tensors).items():
         if row in values:
-            layer: int | str = int(name) if row[1] is not None and name.isdigit() else name
-            found = values[row]
-            result.append({"layer": layer, "cosine": sum(found) / len(found), "tensors": len(found)})
-    return result or None
+            yield int(name) if row[1] is not None and name.isdigit() else name, values[row]

@@ -28,7 +28,7 @@ class LearnedMerge:
     """One iteration's coefficients: a picture a branch and a table of the steps."""
 
     title: str
-    plots: list[Markup]
+    plots: Mapping[str, Markup]
     table: Table
     is_open: bool
 
@@ -86,12 +86,12 @@ def _relative(weights: Weights) -> Iterable[float]:
     return (fmean(groups) * len(branches) for branches in weights.values() for groups in branches)
 
 
-def _maps(weights: Weights, reach: float, ident: str, iteration: int) -> list[Markup]:
+def _maps(weights: Weights, reach: float, ident: str, iteration: int) -> dict[str, Markup]:
     places = {weight: place(weight) for weight in weights}
     rows = row_names(places.values())
     row_of = {key: number for number, key in enumerate(rows)}
     columns = list(dict.fromkeys(places[weight].kind for weight in sorted(weights, key=lambda w: _order(w, places))))
-    pictures = []
+    pictures = {}
     for branch in range(max(len(branches) for branches in weights.values())):
         members: dict[tuple[int, int], list[str]] = {}
         for weight, branches in weights.items():
@@ -101,10 +101,9 @@ def _maps(weights: Weights, reach: float, ident: str, iteration: int) -> list[Ma
         cells = {key: _cell(names, weights, branch, reach) for key, names in members.items()}
         title = f"Iteration {iteration}, branch {branch + 1}"
         spoken = f"{title}: mean coefficients. " + " ".join(f"{cell.tooltip}." for cell in _extremes(cells))
-        picture = heatmap(
+        pictures[f"learned-{iteration}-{branch + 1}"] = heatmap(
             list(rows.values()), columns, cells, ident=f"{ident}-{branch + 1}", title=title, description=spoken
         )
-        pictures.append(picture)
     return pictures
 
 

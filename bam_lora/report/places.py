@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from bam_lora.report import format as fmt
-from bam_lora.report.figure import Report, Runs, short
+from bam_lora.report.figure import Report, Runs
+from bam_lora.report.glyphs import short
 from bam_lora.report.svg import Point, Series, swatch
 
 BASE, ITERATION = "base", "iteration"

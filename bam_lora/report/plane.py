@@ -35,12 +35,12 @@ def plane_figure(runs: Runs) -> Figure | None:
         caption += " The lower envelope is the least that any rival of the same seed forgets for as much learned."
     if gaps:
         legend.append((swatch(None, "gap"), "distance from the envelope"))
-    return Figure(title, [drawn], legend, caption)
+    return Figure(title, {"plane": drawn}, legend, caption)
 
 
 def change_figure(runs: Runs) -> Figure | None:
     """Learned and forgotten over the size of the change: two panels."""
-    panels = []
+    panels = {}
     axis: Axis
     for name, label, axis in (
         ("learned", LEARNED, lambda one: one.learned),
@@ -50,7 +50,8 @@ def change_figure(runs: Runs) -> Figure | None:
         if series:
             axes = Axes("|ΔW| relative to |W|", label, fmt.percent, zero=True)
             title = f"Size of the change against what was {name}"
-            panels.append(plot(series, axes, ident=f"plot-change-{name}", title=title, description=_spoken(runs, [])))
+            drawn = plot(series, axes, ident=f"plot-change-{name}", title=title, description=_spoken(runs, []))
+            panels[f"change-{name}"] = drawn
     if not panels:
         return None
     caption = (

@@ -15,6 +15,8 @@ from bam_lora.errors import UserError
 # Enough for a smooth curve at any screen width; a long run's metrics would otherwise make the page megabytes large.
 LOSS_POINTS = 200
 SHRINK_FORMAT = 1
+# Optimizer step, loss in nats per token, tokens trained on until then.
+Logged = tuple[float, float, int | None]
 
 
 def read_record(path: Path) -> dict[str, Any] | None:
@@ -75,18 +77,27 @@ def iteration_folder(run: Path, iteration: int) -> Path:
 
 
 def read_losses(run: Path, planned: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Training loss (nats per token) by optimizer step of each branch that has logged any."""
+    """Training loss (nats per token) of each branch that has logged any.
+
+    Returns:
+        {"iteration", "branch", "points": [[optimizer step, loss], ...], "tokens": [tokens trained on until that step,
+        ...] or None where they were not logged} a branch.
+    """
     result = []
     for item in planned:
         for branch in item["branches"]:
             folder = iteration_folder(run, item["iteration"]) / f"branch-{branch['branch']}"
-            points = _thinned(_metrics(folder / "metrics.jsonl", whole=(folder / store.MANIFEST).exists()))
-            if points:
-                result.append({"iteration": item["iteration"], "branch": branch["branch"], "points": points})
+            logged = _thinned(_metrics(folder / "metrics.jsonl", whole=(folder / store.MANIFEST).exists()))
+            if logged:
+                points = [[step, loss] for step, loss, _ in logged]
+                tokens = [count for _, _, count in logged]
+                known = None if None in tokens else tokens
+                branch_of = {"iteration": item["iteration"], "branch": branch["branch"]}
+                result.append({**branch_of, "points": points, "tokens": known})
     return result
 
 
-def _metrics(path: Path, *, whole: bool) -> list[list[float]]:
+def _metrics(path: Path, *, whole: bool) -> list[Logged]:
     if not path.exists():
         return []
     points = []
@@ -94,7 +105,7 @@ def _metrics(path: Path, *, whole: bool) -> list[list[float]]:
     for number, line in enumerate(lines, start=1):
         try:
             entry = json.loads(line)
-            step, loss = entry["step"], entry.get("loss")
+            step, loss, tokens = entry["step"], entry.get("loss"), entry.get("tokens")
         except (json.JSONDecodeError, KeyError, TypeError, AttributeError):
             if not whole and number == len(lines):
                 break  # the branch is being trained right now: its last line is half-written
@@ -105,11 +116,11 @@ def _metrics(path: Path, *, whole: bool) -> list[list[float]]:
                 remedy="Delete this branch's folder and resume the run",
             ) from None
         if isinstance(loss, int | float) and math.isfinite(loss):
-            points.append([step, loss])
+            points.append((step, loss, tokens))
     return points
 
 
-def _thinned(points: list[list[float]]) -> list[list[float]]:
+def _thinned(points: list[Logged]) -> list[Logged]:
     """At most LOSS_POINTS of them, evenly spaced, the first and the last among them."""
     if len(points) <= LOSS_POINTS:
         return points

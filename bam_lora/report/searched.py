@@ -29,7 +29,7 @@ def searched_sections(reports: Sequence[Report]) -> list[LearnedSection]:
             continue
         shown = found if len(reports) == 1 else found[:1]
         merges = [
-            LearnedMerge(_title(number, one), [], trials_table(number, one), len(reports) <= MANY_RUNS and place == 0)
+            LearnedMerge(_title(number, one), {}, trials_table(number, one), len(reports) <= MANY_RUNS and place == 0)
             for place, (number, one) in enumerate(shown)
         ]
         name = "Searched merge weights" + (f" of {report['name']}" if len(reports) > 1 else "")
