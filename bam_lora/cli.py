@@ -54,6 +54,10 @@ Set_ = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="Override a key: --set bam.slices=4. May be repeated."),
 ]
 
+Plots_ = Annotated[
+    Path | None, typer.Option(help="Also write every plot into this folder: SVG, and PNG where resvg-py is installed.")
+]
+
 
 @app.command()
 @command
@@ -166,10 +170,11 @@ def compare(
     runs: Annotated[list[Path], typer.Argument(help="Run directories, two or more.", metavar="RUN RUN...")],
     output: Annotated[Path | None, typer.Option(help="Also write the comparison as JSON.")] = None,
     html: Annotated[Path | None, typer.Option(help="Also write it as an HTML report.")] = None,
+    plots: Plots_ = None,
 ) -> None:
     """Sets runs side by side: learned, forgotten, |ΔW|, cost."""
     from bam_lora.report import compare as compare_runs
-    from bam_lora.report import render_html, render_text
+    from bam_lora.report import render_html, render_text, write_plots
     from bam_lora.store import write_json, write_text
 
     if len(runs) < 2:
@@ -180,16 +185,21 @@ def compare(
     if html:
         write_text(html, render_html(comparison["runs"], comparison))
     typer.echo(render_text(comparison["runs"], comparison))
+    if plots:
+        typer.echo(write_plots(plots, comparison["runs"], comparison))
 
 
 @app.command()
 @command
-def report(run_directory: Run_) -> None:
+def report(run_directory: Run_, plots: Plots_ = None) -> None:
     """Writes report.json and report.html of a run, finished or not, and prints the table."""
-    from bam_lora.report import render_text, write_report
+    from bam_lora.report import render_text, write_plots, write_report
 
-    typer.echo(render_text([write_report(run_directory)], None))
+    written = write_report(run_directory)
+    typer.echo(render_text([written], None))
     typer.echo(f"\n{run_directory / 'report.html'}")
+    if plots:
+        typer.echo(write_plots(plots, [written]))
 
 
 @app.command()

@@ -4,7 +4,8 @@ from bam_lora.report.card import model_card
 from bam_lora.report.collect import collect
 from bam_lora.report.compare import compare
 from bam_lora.report.html import render_html
+from bam_lora.report.plots import write_plots
 from bam_lora.report.text import render_text
 from bam_lora.report.write import write_report
 
-__all__ = ["collect", "compare", "model_card", "render_html", "render_text", "write_report"]
+__all__ = ["collect", "compare", "model_card", "render_html", "render_text", "write_plots", "write_report"]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import unicodedata
 
 # Against a Latin letter of the widest usual font.
-_WIDE = 1.7
+_WIDE, _BROAD = 1.7, 1.4
+_BROAD_LETTERS = frozenset("mwMW@%—…ЖМШЩЫЮжмшщыю")
 
 
 def width_of(text: str) -> float:
@@ -17,7 +18,7 @@ def _width(character: str) -> float:
     if unicodedata.combining(character):
         return 0.0
     wide = unicodedata.east_asian_width(character) in "WF" or unicodedata.category(character) == "So"
-    return _WIDE if wide else 1.0
+    return _WIDE if wide else _BROAD if character in _BROAD_LETTERS else 1.0
 
 
 def short(name: str, most: int = 16) -> str:

@@ -41,6 +41,7 @@ class LearnedSection:
     legend: list[tuple[Markup, str]]
     merges: list[LearnedMerge]
     caption: str
+    run: str = ""
 
 
 def learned_sections(reports: Sequence[Report]) -> list[LearnedSection]:
@@ -55,12 +56,12 @@ def learned_sections(reports: Sequence[Report]) -> list[LearnedSection]:
         found = [(iteration, one) for iteration, one in found if one["coefficients"]][::-1]
         if found:
             shown = found if len(reports) == 1 else found[:1]
-            name = "Learned merge weights" + (f" of {report['name']}" if len(reports) > 1 else "")
+            name = report["name"] if len(reports) > 1 else ""
             sections.append(_section(name, number, shown, unfold=len(reports) <= MANY_RUNS))
     return sections
 
 
-def _section(name: str, number: int, found: Sequence[tuple[int, Mapping[str, Any]]], *, unfold: bool) -> LearnedSection:
+def _section(run: str, number: int, found: Sequence[tuple[int, Mapping[str, Any]]], *, unfold: bool) -> LearnedSection:
     # One scale for all iterations, so that a colour means the same in every picture.
     relative = [value for _, one in found for value in _relative(one["coefficients"])]
     reach = max(_LEAST_RANGE, *(abs(value - 1) for value in relative))
@@ -79,7 +80,8 @@ def _section(name: str, number: int, found: Sequence[tuple[int, Mapping[str, Any
         "Mean coefficient over a weight's groups of singular directions, each group counted once; the colour is that "
         "over the uniform weight 1/K of K branches. A pointer on a cell shows every group's."
     )
-    return LearnedSection(name, legend, merges, caption)
+    title = f"Learned merge weights of {run}" if run else "Learned merge weights"
+    return LearnedSection(title, legend, merges, caption, run)
 
 
 def _relative(weights: Weights) -> Iterable[float]:

@@ -19,7 +19,7 @@ from bam_lora.report.ticks import padded, tick_texts, ticks
 WIDTH, HEIGHT = 400.0, 290.0
 _LEFT, _RIGHT, _TOP, _BOTTOM = 56.0, 16.0, 30.0, 44.0
 # The style sheet makes text 11 units high, 12.5 on phones; this is a character of the widest of its fonts, in bold.
-_CHARACTER, _LINE = 7.2, 13.0
+_CHARACTER, _LINE = 8.0, 13.0
 SERIES_COLOURS, _DASHES, SHADES = 8, 4, 8
 _NEUTRAL = ("band", "gap")
 
@@ -164,6 +164,8 @@ def _x_axis(frame: _Frame, axes: Axes) -> list[Markup]:
             break
     parts = [Markup('<path class="axis" d="M{} {}H{}"/>').format(_LEFT, bottom, WIDTH - _RIGHT)]
     for value, text in zip(values, texts, strict=True):
+        if not text:
+            continue  # a place on the axis that stands for nothing
         x = frame.x(value)
         parts.append(Markup('<path class="axis" d="M{:.1f} {}v4"/>').format(x, bottom))
         # A long text under the last tick would leave the picture.

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from importlib import resources
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from bam_lora.report.standalone import standalone
 from bam_lora.report.svg import Axes, Point, Series, plot
 
 
@@ -27,12 +27,8 @@ def write_plot(path: Path, regime: str, arms: dict[str, Any]) -> None:
     title = f"Regime {regime}: learned against forgotten"
     told = [point.text for one in series for point in one.points if point.text]
     svg = plot(series, axes, ident=f"forgetting-{regime}", title=title, description=". ".join(told))
-    style = (resources.files("bam_lora.report") / "templates" / "report.css").read_text(encoding="utf-8")
-    head = '<svg xmlns="http://www.w3.org/2000/svg" '
-    page = '<rect width="100%" height="100%" style="fill: var(--page)"/>'
-    body = str(svg).replace("<svg ", head, 1).replace("</desc>", f"</desc><style>{style}</style>{page}", 1)
     path.parent.mkdir(exist_ok=True)
-    path.write_text(body + "\n", encoding="utf-8")
+    path.write_text(standalone(svg, title), encoding="utf-8")
 
 
 def series_of(name: str, slot: int, runs: list[dict[str, Any]]) -> list[Series]:
