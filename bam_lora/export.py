@@ -16,7 +16,8 @@ from bam_lora.compression import Compressed, require_rank
 from bam_lora.errors import UserError
 from bam_lora.ledger import Ledger
 from bam_lora.ledger_view import LedgerView, require_factor
-from bam_lora.store import digest, new_folder, seal, write_json
+from bam_lora.report import adapter_card, collect
+from bam_lora.store import digest, new_folder, seal, write_json, write_text
 
 _ARTEFACT = "exported adapter"
 
@@ -59,14 +60,23 @@ def export_adapter(
         config = exact_config(adapters[0].config, slots, products, name_modules=named)
         config |= {"base_model_name_or_path": ledger.base["name"], "revision": ledger.base["revision"]}
         write_json(folder / CONFIG_FILE, config)
+        if (root / "recipe.yaml").is_file():  # a ledger alone does not say what was done
+            facts = {"rank": _largest(products), "rank_asked": rank, "scale": scale, "error": products.error()}
+            report = collect(root)
+            write_text(folder / "README.md", adapter_card(report, report["recipe"], facts))
         seal(folder, key, {"artefact": _ARTEFACT, "rank": rank, "scale": scale, "error": products.error()})
     return {
-        "rank": max(products.rank(name) for name in products.names()),
+        "rank": _largest(products),
         "stacked_rank": max(view.rank(name) for name in view.names()),
         "error": products.error(),
         "errors": products.errors(),
         "base": ledger.base["name"],
     }
+
+
+def _largest(products: Compressed) -> int:
+    """The largest rank that is written."""
+    return max(products.rank(name) for name in products.names())
 
 
 def open_merged_run(run: str | Path) -> tuple[Path, Ledger]:

@@ -15,6 +15,7 @@ from bam_lora.base import (
     require_targets,
     weight_bytes,
 )
+from bam_lora.base_card import keep_base_card
 from bam_lora.budget import Budget
 from bam_lora.default_template import settle_template
 from bam_lora.errors import UserError
@@ -34,7 +35,7 @@ from bam_lora.quiet import quiet, quiet_libraries
 from bam_lora.recipe import Recipe
 from bam_lora.recipe_chat import has_chat
 from bam_lora.rehearsal import require_mergeable
-from bam_lora.report import collect, model_card, write_report
+from bam_lora.report import collect, write_report
 from bam_lora.report.chain import chain_of
 from bam_lora.rundir import (
     RunDirectory,
@@ -237,6 +238,7 @@ def _open_base(directory: RunDirectory, recipe: Recipe, progress: RunProgress) -
     files = file_hashes(original, directory.root)
     if ledger.base:
         require_same_files(original, files, ledger.base["files"])
+    keep_base_card(directory.root, original.folder)
     if not started:
         ledger.base |= {"name": original.name, "revision": original.revision, "files": files}
         ledger.save()
@@ -298,5 +300,4 @@ def _finish(context: Context) -> None:
     context.slot.clear()
     write_result(context)
     context.stop.check()
-    report = collect(context.directory.root)
-    write_model(context, model_card(report, context.recipe.resolved()))
+    write_model(context, collect(context.directory.root))

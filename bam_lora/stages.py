@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from bam_lora.plan import BranchPlan, Plan
 from bam_lora.progress import RunProgress
 from bam_lora.recipe import Recipe
 from bam_lora.recipe_chat import trains_chat
+from bam_lora.report.card_files import write_card
 from bam_lora.report.format import scores_line
 from bam_lora.rundir import RunDirectory
 from bam_lora.scoring import FoundBase, Windowed, sample_texts, score_sets
@@ -265,7 +266,7 @@ def write_result(context: Context) -> None:
     write_record(directory.result, key, {"delta_norm": fold["delta_norm"], "delta_relative": relative})
 
 
-def write_model(context: Context, card: str) -> None:
+def write_model(context: Context, report: Mapping[str, Any]) -> None:
     """Puts the last folded model, its tokenizer and its card at `model/`, unless it is there."""
     directory, last = context.directory, len(context.plan.iterations)
     key = context.ledger.key(last)
@@ -285,7 +286,7 @@ def write_model(context: Context, card: str) -> None:
                 hashes.pop(name, None)
             seal(folder, key, {}, hashes=hashes)
             # The card may be edited by its owner, so it is not part of what has to verify.
-            (folder / "README.md").write_text(card, encoding="utf-8")
+            write_card(folder, report, context.recipe.resolved())
     if context.recipe.keep.bases == "none":
         drop_bases(context, last + 1)
     if context.recipe.keep.bases != "all":  # of a grown vocabulary; what needs it makes it again from the original

@@ -20,7 +20,6 @@ from bam_lora.errors import UserError
 
 MANIFEST = "done.json"
 _TEMPORARY = ".tmp-"
-_CHUNK_BYTES = 1 << 22
 
 
 def digest(value: Any) -> str:
@@ -31,11 +30,8 @@ def digest(value: Any) -> str:
 
 def hash_file(path: Path) -> str:
     """SHA-256 (hex) of a file's bytes."""
-    sha = hashlib.sha256()
     with path.open("rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            sha.update(chunk)
-    return sha.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def fsync_path(path: Path) -> None:

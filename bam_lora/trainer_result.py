@@ -12,6 +12,7 @@ from typing import Any
 from bam_lora.errors import UserError
 from bam_lora.loop import is_finished
 from bam_lora.report import collect, model_card
+from bam_lora.report.plots import write_plane
 from bam_lora.rundir import RunDirectory
 from bam_lora.store import MANIFEST, write_text
 
@@ -60,12 +61,13 @@ def write_card(directory: RunDirectory, details: Mapping[str, Any]) -> None:
     import yaml
 
     report = collect(directory.root)
-    text = model_card(report, report["recipe"])
+    folder = result_folder(directory)
+    text = model_card(report, report["recipe"], picture=write_plane(folder, report))
     match = _FRONT_MATTER.match(text)
     matter = {**(yaml.safe_load(match[1]) if match else {}), **{k: v for k, v in details.items() if v is not None}}
     body = text[match.end() :] if match else text
     front = yaml.safe_dump(matter, sort_keys=False, allow_unicode=True)
-    write_text(result_folder(directory) / "README.md", f"---\n{front}---\n{body}")
+    write_text(folder / "README.md", f"---\n{front}---\n{body}")
 
 
 def upload(

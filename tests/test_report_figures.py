@@ -114,7 +114,7 @@ def test_a_run_without_other_models_has_the_plain_plane(tmp_path: Path) -> None:
     page = render_html([collect(write_run(tmp_path / "bam"))], None)
     assert len(marks(svgs(page)["plot-plane"])) == 3
     assert "line thin" not in page.split("plot-plane")[1].split("</svg>")[0]
-    for absent in ("scaled by λ", "checkpoint", "envelope", "Models beside", "Learned merge weights", "<h4>"):
+    for absent in ("scaled by λ", ">checkpoint", "envelope", "Models beside", "Learned merge weights", "<h4>"):
         assert absent not in page.split("<body>")[1]
 
 

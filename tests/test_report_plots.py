@@ -19,7 +19,7 @@ from bam_lora.errors import UserError
 from bam_lora.report import collect, compare, write_plots
 from bam_lora.report import standalone as drawing
 from bam_lora.report.glyphs import short, width_of
-from bam_lora.report.plots import NO_PNG, plot_documents
+from bam_lora.report.plots import plot_documents, write_plane
 
 SVG = "{http://www.w3.org/2000/svg}"
 EVIL = "<script>alert(1)</script>]]>&"
@@ -94,15 +94,21 @@ def test_without_resvg_svg_is_written_and_it_is_said_how_to_get_png(
     run = write_run(tmp_path / "bam")
     result = CliRunner().invoke(app, ["report", str(run), "--plots", str(tmp_path / "plots")])
     assert result.exit_code == 0
-    assert result.output.endswith(f"10 plots as SVG\n{NO_PNG}\n")
+    assert result.output.endswith(
+        "10 plots as SVG\nPNG needs resvg-py. Install it with: pip install 'bam-lora[plots]'\n"
+    )
     assert {path.suffix for path in (tmp_path / "plots").iterdir()} == {".svg"}
 
 
 def test_without_fonts_no_png_is_drawn_with_its_text_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "resvg_py", SimpleNamespace(svg_to_bytes=lambda svg_string, **_: b"blank"))
     drawing._has_fonts.cache_clear()
-    with pytest.raises(UserError, match="expected a font of a usual name, found none"):
-        write_plots(tmp_path / "plots", [collect(write_run(tmp_path / "bam"))])
+    report = collect(write_run(tmp_path / "bam"))
+    assert write_plots(tmp_path / "plots", [report]).endswith(
+        "10 plots as SVG\nPNG needs a font of a usual name, and none is here. Install DejaVu Sans"
+    )
+    assert write_plane(tmp_path / "model", report) == "figures/plane.svg"
+    assert {path.suffix for path in tmp_path.glob("*/*.*") if path.parent.name in ("plots", "figures")} == {".svg"}
     drawing._has_fonts.cache_clear()
 
 

@@ -1,4 +1,4 @@
-"""The model card: README.md of the resulting model, fit to be published as it is."""
+"""The model card: README.md of the resulting model or adapter, fit to be published as it is."""
 
 from __future__ import annotations
 
@@ -10,70 +10,113 @@ from typing import Any
 import yaml
 
 from bam_lora.report import format as fmt
-from bam_lora.report.chain import chain_scores_table
+from bam_lora.report import tables
+from bam_lora.report.card_front import front_matter, is_local, licence, original
+from bam_lora.report.card_texts import ADAPTER_USE, CITATION, LIMITS, NOT_COMPARED, USE
 from bam_lora.report.data_tables import data_table
-from bam_lora.report.tables import Cell, Table, scores_table, summary_table
-from bam_lora.report.tasks import model_index, tasks_table
+from bam_lora.report.parts import SCORE_TABLES
+from bam_lora.report.tables import Cell, Table
 from bam_lora.report.verdict import verdict
-from bam_lora.report.vocabulary import vocabulary_table
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
-_RECIPE_KEYS = ("strategy", "data", "bam", "vocabulary", "lora", "quantization", "training", "seed")
-_NOT_COMPARED = (
-    "Not compared with another way of training: "
-    "this does not say whether one would have learned more or forgotten less."
-)
-_LOAD = """```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-tokenizer = AutoTokenizer.from_pretrained("path/or/repository")
-model = AutoModelForCausalLM.from_pretrained("path/or/repository", dtype="auto")
-```"""
+_RECIPE_KEYS = ("strategy", "mode", "data", "bam", "vocabulary", "lora", "quantization", "training", "seed")
 
 
-def model_card(report: Mapping[str, Any], recipe: dict[str, Any]) -> str:
+def model_card(report: Mapping[str, Any], recipe: dict[str, Any], *, picture: str | None = None) -> str:
     """Writes the card of a run's model.
 
     Args:
         report: What `collect` returned.
         recipe: The resolved recipe.
+        picture: Path of the plane of learning and forgetting beside the card, if there is one.
 
     Returns:
         Markdown with YAML front matter. Folders of this machine are left out: of a local path the last part is named.
     """
-    chain = [*report.get("inherited", []), report]  # the card names the original base and every run since
-    origin = chain[0]
-    front: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation"}
-    if _is_hub_id(origin["base"]):
-        front["base_model"] = origin["base"]
-    languages = sorted({code for codes in report["languages"].values() for code in codes})
-    if languages:
-        front["language"] = languages
-    front["tags"] = ["bam_lora", "branch-and-merge", "lora", "language-adaptation"]
-    if index := model_index(report, str(report["name"])):
-        front["model-index"] = index
+    title = f"{_base_name(report)}, adapted with bam_lora"
+    return _card(report, recipe, title, _how([*report.get("inherited", []), report]), USE, picture, adapter=False)
+
+
+def adapter_card(report: Mapping[str, Any], recipe: dict[str, Any], facts: Mapping[str, Any]) -> str:
+    """Writes the card of a run exported as one adapter.
+
+    Args:
+        report: What `collect` returned.
+        recipe: The resolved recipe.
+        facts: `rank`, `rank_asked` (None: exact), `scale`, `error` of the export.
+    """
+    title = f"LoRA adapter for {_base_name(report)}, made with bam_lora"
+    kind = f"All that the run has added to its base, as one LoRA adapter of rank {facts['rank']}"
+    if facts["rank_asked"] is None:
+        kind += ": exact, the factors of all branches stacked."
+    else:
+        kind += f", the largest singular directions; the delta is {fmt.percent(facts['error'])} off (Frobenius norm)."
+    if facts["scale"] != 1.0:
+        kind += f" Its delta is scaled by λ = {facts['scale']:g}; the scores below are those of λ = 1."
+    elif facts["rank_asked"] is not None:
+        kind += " The scores below are those of the exact model."
+    how = f"{kind}\n\n{_how([*report.get('inherited', []), report])}"
+    use = ADAPTER_USE.replace("BASE", _plain(_base_name(report)))
+    return _card(report, recipe, title, how, use, None, adapter=True)
+
+
+def _card(
+    report: Mapping[str, Any],
+    recipe: dict[str, Any],
+    title: str,
+    how: str,
+    use: str,
+    picture: str | None,
+    *,
+    adapter: bool,
+) -> str:
     shared = {key: recipe[key] for key in _RECIPE_KEYS if key in recipe}
+    scores = [table([report]) for table in SCORE_TABLES if table is not tables.shrink_table]
+    compared = "" if (report.get("baseline") or {}).get("envelope") else f" {NOT_COMPARED}"
     parts = [
-        "---\n" + yaml.safe_dump(front, sort_keys=False, allow_unicode=True) + "---",
-        f"# {_escaped(_public(str(origin['base'])))}, adapted with bam_lora",
-        _how(chain),
-        f"{_escaped(verdict([report], None))} {_NOT_COMPARED}",
+        front_matter(report, title, adapter=adapter),
+        f"# {_escaped(title)}".replace(r"bam\_lora", "bam_lora"),
+        how,
+        f"{_escaped(verdict([report], None))}{compared}",
         "## Results",
-        _drawn(summary_table([report])),
-        _drawn(scores_table([report])),
-        _drawn(tasks_table([report])),
-        _drawn(chain_scores_table([report])),
-        _drawn(vocabulary_table([report])),
+        f"![Learned against forgotten, after each iteration]({picture})" if picture else "",
+        _drawn(tables.summary_table([report])),
+        *(_drawn(table) for table in scores),
+        "## Use",
+        use,
         "## Training data",
         _drawn(data_table([report]), public=True),
-        "## Use",
-        "The model is a plain Hugging Face checkpoint; it needs neither bam_lora nor PEFT.",
-        _LOAD,
         "## Recipe",
         _fenced(yaml.safe_dump(_public(shared), sort_keys=False, allow_unicode=True, width=100)),
-        "The licence and the terms of use of the base and of the training data apply to this model.",
+        "## Limits",
+        LIMITS,
+        "## Licence",
+        _licence(report),
+        "## Citation",
+        CITATION,
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _base_name(report: Mapping[str, Any]) -> str:
+    return str(_public(str(original(report)["base"])))
+
+
+def _licence(report: Mapping[str, Any]) -> str:
+    said = licence(report)
+    if said["license"] == "unknown":
+        text = "The licence of the base is not known: its folder has no model card that names one. Find out before you "
+        text += "publish or use this model, and put it into `license` at the top of this card."
+    else:
+        name = f"{said['license']} ({said['license_name']})" if "license_name" in said else said["license"]
+        text = f"The base's, carried over: {_escaped(name)}."
+        if "license_link" in said:
+            text += f" Its text: <{_plain(said['license_link'])}>."
+    return f"{text} The terms of use of the training data apply as well."
+
+
+def _plain(text: str) -> str:
+    """Without what would end a link or a line of code."""
+    return re.sub(r"[\s<>\"`]+", "", text)
 
 
 def _how(chain: Sequence[Mapping[str, Any]]) -> str:
@@ -99,21 +142,13 @@ def _way(report: Mapping[str, Any]) -> str:
     return f"{way}; trained on {tokens} tokens"
 
 
-def _is_local(path: str) -> bool:
-    return path.startswith(("/", "~", "./", "../")) or bool(PureWindowsPath(path).drive)
-
-
-def _is_hub_id(base: Any) -> bool:
-    return isinstance(base, str) and not _is_local(base) and bool(_HUB_ID.fullmatch(base))
-
-
 def _public(value: Any) -> Any:
     """The value with every local path cut down to its last part."""
     if isinstance(value, Mapping):
         return {key: _public(item) for key, item in value.items()}
     if isinstance(value, list):
         return [_public(item) for item in value]
-    if isinstance(value, str) and _is_local(value):
+    if isinstance(value, str) and is_local(value):
         return (PureWindowsPath(value) if PureWindowsPath(value).drive else PurePosixPath(value)).name
     return value
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from bam_lora import store
+from bam_lora.base_card import BASE_CARD
 from bam_lora.errors import UserError
 from bam_lora.report.cost import cost, total
 from bam_lora.report.layers import cosine_by_layer, norm_by_layer
@@ -68,6 +69,7 @@ def collect(run: Path) -> dict[str, Any]:
         "data": plan.get("data"),
         "tokenizer": plan.get("tokenizer"),
         "losses": read_losses(run, planned),
+        "base_card": read_record(run / BASE_CARD),
         "samples": (read_record(run / "samples.json") or {}).get("samples", []),
         "recipe": recipe,
         "environment": read_record(run / "environment.json"),

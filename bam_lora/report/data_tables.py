@@ -20,7 +20,19 @@ def data_table(reports: Sequence[Report]) -> Table:
             names = [Cell(str(source.get(key) or fmt.MISSING)) for key in ("path", "role")]
             rows.append([*_run(report, reports), *names, *cells, Cell(_reasons(source.get("dropped") or {}))])
     columns = ["Source", "Role", "Documents", "Tokens", "Tokens used", "Text", "Rows left out"]
-    return Table("Training data", [*_run_column(reports), *columns], rows, " ".join(_contamination(reports)))
+    note = " ".join([*_totals(reports), *_contamination(reports)])
+    return Table("Training data", [*_run_column(reports), *columns], rows, note)
+
+
+def _totals(reports: Sequence[Report]) -> list[str]:
+    """How much of what was planned to be trained on, a sentence a run."""
+    sentences = []
+    for report in reports:
+        total, target, replay = ((report["data"] or {}).get(f"{key}_tokens") for key in ("train", "target", "replay"))
+        if total is not None:
+            text = f"Planned: {fmt.count(total)} training tokens, {fmt.count(target)} of them target and "
+            sentences.append(f"{_of(report, reports)}{text}{fmt.count(replay)} replay.")
+    return sentences
 
 
 def _reasons(dropped: Mapping[str, int]) -> str:

@@ -13,6 +13,7 @@ from bam_lora.report import tables
 from bam_lora.report.chain import chain_iterations_table, chain_scores_table
 from bam_lora.report.cost_table import cost_table
 from bam_lora.report.data_tables import data_table, tokenizer_table
+from bam_lora.report.detail_tables import branches_table, sets_table
 from bam_lora.report.envelope_text import envelope_sentences, envelope_table
 from bam_lora.report.figure import MANY_RUNS, Figure
 from bam_lora.report.figures import figures
@@ -23,7 +24,7 @@ from bam_lora.report.vocabulary import vocabulary_table
 
 _MOST_BESIDE_A_FIGURE = 2
 # Tables of scores, in the order of the page: functions of the reports; one without rows is left out.
-SCORE_TABLES = (chain_scores_table, tables.scores_table, vocabulary_table, tables.shrink_table)
+SCORE_TABLES = (chain_scores_table, tables.scores_table, vocabulary_table, tables.shrink_table, sets_table)
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,9 @@ def _result(reports: Sequence[Report], comparison: Mapping[str, Any] | None, pla
 
 def _iterations(reports: Sequence[Report]) -> list[Block]:
     chain, own = chain_iterations_table(reports), tables.iterations_table(reports)
-    return [*_tables([chain]), *([Block("table", own, titled=bool(chain.rows))] if own.rows else [])]
+    blocks = [*_tables([chain]), *([Block("table", own, titled=bool(chain.rows))] if own.rows else [])]
+    branches = branches_table(reports)
+    return [*blocks, Block("fold", Fold(branches.title, [Block("bare", branches)]))] if branches.rows else blocks
 
 
 def _side_by_side(reports: Sequence[Report], figure: list[Block], table: list[Block]) -> list[Block]:

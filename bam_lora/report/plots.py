@@ -13,10 +13,8 @@ from bam_lora.errors import UserError
 from bam_lora.report.figure import Figure, Report
 from bam_lora.report.figures import figures
 from bam_lora.report.learned import learned_sections
-from bam_lora.report.standalone import can_draw_png, png, standalone
+from bam_lora.report.standalone import png, standalone, why_no_png
 from bam_lora.store import write_bytes, write_text
-
-NO_PNG = "PNG needs resvg-py. Install it with: pip install 'bam-lora[plots]'"
 
 
 def write_plots(folder: Path, reports: Sequence[Report], comparison: Mapping[str, Any] | None = None) -> str:
@@ -31,29 +29,50 @@ def write_plots(folder: Path, reports: Sequence[Report], comparison: Mapping[str
         What to tell the user: how many files there are, of which kinds, and why there is no PNG where there is none.
 
     Raises:
-        UserError: If the folder cannot be written, or PNG cannot be drawn for want of fonts.
+        UserError: If there is a file in the folder's place.
     """
     if folder.exists() and not folder.is_dir():
         raise UserError.of(str(folder), expected="a folder", found="a file", remedy="Choose another")
     documents = plot_documents(reports, comparison)
-    with_png = can_draw_png()
+    without = why_no_png()
     for name, document in documents.items():
         write_text(folder / f"{name}.svg", document)
-        if with_png:
+        if not without:
             write_bytes(folder / f"{name}.png", png(document))
-    kinds = "SVG and PNG" if with_png else "SVG"
-    return f"{folder}: {len(documents)} plots as {kinds}" + ("" if with_png else f"\n{NO_PNG}")
+    kinds = "SVG" if without else "SVG and PNG"
+    return f"{folder}: {len(documents)} plots as {kinds}" + (f"\n{without}" if without else "")
 
 
-def plot_documents(reports: Sequence[Report], comparison: Mapping[str, Any] | None = None) -> dict[str, str]:
+def write_plane(folder: Path, report: Report) -> str | None:
+    """Draws a run's plane of learning and forgetting for its model card, as PNG if that can be drawn, else as SVG.
+
+    Args:
+        folder: Of the card.
+        report: Of the run.
+
+    Returns:
+        The picture's path in the folder; None where nothing was measured.
+    """
+    document = plot_documents([report], parts=("plane",)).get("plane")
+    if document is None:
+        return None
+    name = f"figures/plane.{'svg' if why_no_png() else 'png'}"
+    write_bytes(folder / name, document.encode("utf-8") if name.endswith("svg") else png(document))
+    return name
+
+
+def plot_documents(
+    reports: Sequence[Report], comparison: Mapping[str, Any] | None = None, *, parts: Sequence[str] | None = None
+) -> dict[str, str]:
     """{name of a file without its ending: SVG document} of every plot of the page.
 
     Args:
         reports: Reports of runs; with several, plots of one run have its name at the end of theirs.
         comparison: What `compare` returned for them, or None.
+        parts: Of the page, as in `figures`; None: all.
     """
     documents: dict[str, str] = {}
-    for figure in _all(reports, comparison):
+    for figure in _all(reports, comparison, parts):
         ending = f"-{_slug(figure.run)}" if figure.run and len(reports) > 1 else ""
         for name, plot in figure.plots.items():
             title = figure.title if len(figure.plots) == 1 else _title_of(plot)
@@ -61,10 +80,13 @@ def plot_documents(reports: Sequence[Report], comparison: Mapping[str, Any] | No
     return documents
 
 
-def _all(reports: Sequence[Report], comparison: Mapping[str, Any] | None) -> Iterator[Figure]:
-    for some in figures(reports, comparison).values():
-        yield from some
-    for section in learned_sections(reports):
+def _all(
+    reports: Sequence[Report], comparison: Mapping[str, Any] | None, parts: Sequence[str] | None
+) -> Iterator[Figure]:
+    for part, some in figures(reports, comparison).items():
+        if parts is None or part in parts:
+            yield from some
+    for section in learned_sections(reports) if parts is None else []:
         for merge in section.merges:
             yield Figure(section.title, merge.plots, section.legend, section.caption, section.run)
 

@@ -9,7 +9,6 @@ from importlib import resources
 
 from markupsafe import Markup
 
-from bam_lora.errors import UserError
 from bam_lora.report.glyphs import width_of
 from bam_lora.report.svg import WIDTH, words_at
 
@@ -84,30 +83,25 @@ def _style() -> str:
     return plain + ".plot text.heading { font-size: 14px; font-weight: 600; fill: #1b1d20; }\n"
 
 
-def can_draw_png() -> bool:
-    """Whether resvg-py is installed."""
+def why_no_png() -> str:
+    """What keeps PNG from being drawn here, and the remedy; empty if nothing does."""
     try:
         import resvg_py  # noqa: F401
     except ImportError:
-        return False
-    return True
+        return "PNG needs resvg-py. Install it with: pip install 'bam-lora[plots]'"
+    if not _has_fonts():
+        return "PNG needs a font of a usual name, and none is here. Install DejaVu Sans"
+    return ""
 
 
 def png(document: str) -> bytes:
-    """Draws an SVG document as PNG.
+    """Draws an SVG document as PNG; only where `why_no_png` finds nothing.
 
     Args:
         document: From `standalone`.
-
-    Raises:
-        UserError: If none of the usual fonts is here, so that all text would be missing.
     """
     import resvg_py
 
-    if not _has_fonts():
-        raise UserError.of(
-            "PNG", expected="a font of a usual name", found="none", remedy="Install DejaVu Sans, or use the SVG files"
-        )
     return bytes(resvg_py.svg_to_bytes(svg_string=document, zoom=_PNG_ZOOM))
 
 
