@@ -6,7 +6,7 @@ BIN := .venv/bin
 TEST_JOBS ?= 2
 READY := .venv/.ready
 
-.PHONY: help setup quickstart test test-slow lint format docs site bench bench-forgetting bench-fold bench-precision \
+.PHONY: help setup quickstart test test-slow lint format docs pictures site bench bench-forgetting bench-fold bench-precision \
 	bench-overhead bench-estimates clean
 
 help:
@@ -15,6 +15,7 @@ help:
 	@echo "make setup        the environment in .venv, with the pinned versions"
 	@echo "make lint         format check, linter, type check"
 	@echo "make format       put the format right"
+	@echo "make pictures     the report's pictures in docs/figures, from a quickstart (needs Chromium)"
 	@echo "make docs         regenerate the recipe reference, docs/recipe.md"
 	@echo "make site         the documentation as a site, in site/"
 	@echo "make bench        the benchmark on real text (BAM_LORA_BENCH_DATA=folder with data/ and models/)"
@@ -51,6 +52,9 @@ lint: $(READY)
 format: $(READY)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+pictures: quickstart
+	$(BIN)/python tests/make_report_pictures.py quickstart
 
 docs: $(READY)
 	$(BIN)/python -m bam_lora.recipe_reference

@@ -206,6 +206,8 @@ def test_adapter_card(report: dict[str, Any], changes: dict[str, Any], words: st
     assert "base_model:adapter:example/en-docs-8m" in data["tags"]
     assert 'from_pretrained("example/en-docs-8m"' in text
     assert "vllm" not in text
+    # What was cut or scaled was not scored.
+    assert ("model-index" in data) == (not changes)
 
 
 def test_a_probe_at_a_share_is_not_called_no_comparison(tmp_path: Path) -> None:

@@ -33,7 +33,8 @@ def model_card(report: Mapping[str, Any], recipe: dict[str, Any], *, picture: st
         Markdown with YAML front matter. Folders of this machine are left out: of a local path the last part is named.
     """
     title = f"{_base_name(report)}, adapted with bam_lora"
-    return _card(report, recipe, title, _how([*report.get("inherited", []), report]), USE, picture, adapter=False)
+    how = _how([*report.get("inherited", []), report])
+    return _card(report, recipe, front_matter(report, title), title, how, USE, picture)
 
 
 def adapter_card(report: Mapping[str, Any], recipe: dict[str, Any], facts: Mapping[str, Any]) -> str:
@@ -56,24 +57,25 @@ def adapter_card(report: Mapping[str, Any], recipe: dict[str, Any], facts: Mappi
         kind += " The scores below are those of the exact model."
     how = f"{kind}\n\n{_how([*report.get('inherited', []), report])}"
     use = ADAPTER_USE.replace("BASE", _plain(_base_name(report)))
-    return _card(report, recipe, title, how, use, None, adapter=True)
+    scored = facts["rank_asked"] is None and facts["scale"] == 1.0
+    front = front_matter(report, title, adapter=True, scored=scored)
+    return _card(report, recipe, front, title, how, use, None)
 
 
 def _card(
     report: Mapping[str, Any],
     recipe: dict[str, Any],
+    front: str,
     title: str,
     how: str,
     use: str,
     picture: str | None,
-    *,
-    adapter: bool,
 ) -> str:
     shared = {key: recipe[key] for key in _RECIPE_KEYS if key in recipe}
     scores = [table([report]) for table in SCORE_TABLES if table is not tables.shrink_table]
     compared = "" if (report.get("baseline") or {}).get("envelope") else f" {NOT_COMPARED}"
     parts = [
-        front_matter(report, title, adapter=adapter),
+        front,
         f"# {_escaped(title)}".replace(r"bam\_lora", "bam_lora"),
         how,
         f"{_escaped(verdict([report], None))}{compared}",

@@ -19,13 +19,14 @@ _TAGS = ["bam_lora", "branch-and-merge", "lora", "language-adaptation"]
 _UNKNOWN = "unknown"
 
 
-def front_matter(report: Report, name: str, *, adapter: bool = False) -> str:
+def front_matter(report: Report, name: str, *, adapter: bool = False, scored: bool = True) -> str:
     """The YAML block at the top of a card, its dashes included.
 
     Args:
         report: What `collect` returned.
         name: What the card calls the model.
         adapter: Whether the card is of a LoRA adapter on the base.
+        scored: Whether the run's scores are those of what the card is of.
 
     Returns:
         Only what is known: a base that is a folder is not named, and a licence that the base's card does not state is
@@ -43,7 +44,7 @@ def front_matter(report: Report, name: str, *, adapter: bool = False) -> str:
     if sets:
         front["datasets"] = sets
     front["tags"] = [*_TAGS, *(["base_model:adapter:" + base] if adapter and is_hub_id(base) else [])]
-    index = model_index(report, name)
+    index = model_index(report, name) if scored else []
     if index:
         front["model-index"] = index
     return "---\n" + yaml.safe_dump(front, sort_keys=False, allow_unicode=True) + "---"

@@ -13,10 +13,12 @@ _BARS = "Bars: ± 2 standard errors of each score; differences on the same text 
 def course_figure(runs: Runs) -> Figure | None:
     """Target and source bits per byte over the training: two panels, since their scales differ."""
     panels = {}
+    hollow = False
     for role in ("target", "source"):
         numbered = zip(runs.slots, runs.reports, strict=True)
         series = [line for slot, report in numbered for line in _role_series(report, slot, role, runs.alone)]
         lines = [line for line in series if line.line]
+        hollow = hollow or any(point.hollow for line in series for point in line.points)
         if any(line.points for line in lines):
             axes = Axes("training tokens, all branches", f"{role}: bits per byte (fewer is better)", fmt.short_count)
             title = f"{role.capitalize()} bits per byte over the training"
@@ -24,7 +26,7 @@ def course_figure(runs: Runs) -> Figure | None:
             panels[role] = plot(series, axes, ident=f"plot-{role}", title=title, description=text)
     if not panels:
         return None
-    branches = " Hollow marks: single branches before their merge." if runs.alone else ""
+    branches = " Hollow marks: single branches before their merge." if hollow else ""
     caption = f"A filled mark is the base or the model merged after an iteration.{branches} {_BARS}"
     return Figure("Learning and forgetting", panels, runs.legend(), caption)
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import PurePath
 from typing import Any
 
 import jinja2
 from markupsafe import Markup
 
 from bam_lora.report import tables
+from bam_lora.report.card_front import is_local
 from bam_lora.report.envelope_text import alone
 from bam_lora.report.parts import parts, tiles
 from bam_lora.report.verdict import verdict
@@ -70,9 +72,14 @@ def _codes(text: str) -> Markup:
 def _facts(reports: Sequence[Report]) -> list[tuple[str, str]]:
     """What one wants to know before any number, as far as all runs share it; the tables show where they differ."""
     facts = [
-        ("Base", [report["base"] for report in reports]),
+        ("Base", [_named(report["base"]) for report in reports]),
         ("Strategy", [report["strategy"] for report in reports]),
         ("Seed", [report["seeds"]["run"] for report in reports]),
         ("Iterations", [tables.progress(report) for report in reports]),
     ]
     return [(label, str(values[0])) for label, values in facts if values.count(values[0]) == len(values)]
+
+
+def _named(base: Any) -> str:
+    """A Hub id, or the name of a folder: where that is stands in the recipe."""
+    return PurePath(str(base)).name if is_local(str(base)) else str(base)

@@ -28,7 +28,10 @@ def plane_figure(runs: Runs) -> Figure | None:
     axes = Axes(LEARNED, FORGOTTEN, zero=True, corner="better ↘")
     title = "Learned against forgotten"
     drawn = plot([*bands, *series, *gaps], axes, ident="plot-plane", title=title, description=_spoken(runs, gaps))
-    caption = "A mark is the model after an iteration; numbers are iterations. Right: more learned. Up: more forgotten."
+    caption = (
+        "A mark is the model after an iteration; numbers are iterations. Right: more learned. Up: more forgotten. "
+    )
+    caption += "The lower right is where one wants to be."
     legend = [*runs.legend(), *kinds_legend(runs)]
     if bands:
         legend.append((swatch(None, "band"), "lower envelope of the rivals"))

@@ -256,9 +256,11 @@ def _label(frame: _Frame, item: Series, point: Point) -> Markup:
     shifts += [(-9.0 - width, -8.0), (-9.0 - width, 16.0)]
     boxes = {(x + dx, y + dy): (x + dx, y + dy - _LINE + 2, x + dx + width, y + dy + 2) for dx, dy in shifts}
     free = [place for place, box in boxes.items() if frame.free(box)]
-    if not free:
+    clear = [place for place in free if not frame.crossed(boxes[place])]
+    # The labels that matter less rather stay away than lie over a line.
+    if not clear and (item.look or not free):
         return Markup("")
-    place = next((place for place in free if not frame.crossed(boxes[place])), free[0])
+    place = (clear or free)[0]
     frame.boxes.append(boxes[place])
     light = " light" if item.look else ""
     return words_at(*place, point.label, f"label{light} {_colour(item.slot, item.shade)}")
