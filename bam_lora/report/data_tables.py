@@ -63,7 +63,8 @@ def tokenizer_table(reports: Sequence[Report]) -> Table:
                 cells += [Cell(fmt.percent(v), v, number=True) for v in shares]
                 rows.append([*_run(report, reports), Cell(role), *cells])
         if compared.get("advice"):
-            notes.append(f"{_of(report, reports)}{compared['advice']}.")
+            sentence = f"{_of(report, reports)}{compared['advice']}."
+            notes.append(sentence[0].upper() + sentence[1:] if len(reports) == 1 else sentence)
     columns = ["Language", "Tokens a word", "Bytes a token", "Parts of characters", "Unknown"]
     return Table("Tokenizer", [*_run_column(reports), *columns], rows, " ".join(notes))
 
