@@ -47,7 +47,9 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """{name of a page: (reports, comparison or None)}."""
     root = tmp_path_factory.mktemp("runs")
     plain = write_run(root / "bam", others=True, learned=2, paired=True)
-    single = write_run(root / "single", strategy="single", iterations=1, branches=1, others=True)
+    single = write_run(
+        root / f"WWW漢字漢字漢字 {ARABIC[:30]} <b>x", strategy="single", iterations=1, branches=1, others=True
+    )
     many = collect(write_run(root / "many", iterations=16, branches=3, layers=40, total_tokens=48_000_000_000))
     comparison = compare([single, plain])
     return {

@@ -52,7 +52,7 @@ def change_figure(runs: Runs) -> Figure | None:
         series = run_series(runs, lambda one: one.relative, axis)
         if series:
             axes = Axes("|ΔW| relative to |W|", label, fmt.percent, zero=True)
-            title = f"Size of the change against what was {name}"
+            title = f"{name.capitalize()} over the size of the change"
             drawn = plot(series, axes, ident=f"plot-change-{name}", title=title, description=_spoken(runs, []))
             panels[f"change-{name}"] = drawn
     if not panels:

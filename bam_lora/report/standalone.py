@@ -9,11 +9,13 @@ from importlib import resources
 
 from markupsafe import Markup
 
-from bam_lora.report.glyphs import width_of
+from bam_lora.report.glyphs import short, width_of
 from bam_lora.report.svg import WIDTH, words_at
 
 _MARGIN, _HEADING, _LINE = 8.0, 24.0, 18.0
 _SWATCH, _BETWEEN, _CHARACTER = 32.0, 16.0, 6.8
+# As many of the widest usual letters as there is room for.
+_HEADING_LETTERS, _LEGEND_LETTERS = 40, 48
 # A file is drawn larger than on the page, and a PNG with enough pixels for print at the width of a column.
 _PIXELS_A_UNIT, _PNG_ZOOM = 1.5, 2.0
 _SIZE = re.compile(r'viewBox="0 0 (\d+) (\d+)"')
@@ -48,7 +50,7 @@ def standalone(plot: Markup, title: str, legend: Legend = ()) -> str:
         ph=height * _PIXELS_A_UNIT,
         t=title,
         s=Markup(_style()),
-        heading=words_at(_MARGIN + 4, 20, title, "heading"),
+        heading=words_at(_MARGIN + 4, 20, short(title, _HEADING_LETTERS), "heading"),
         legend=placed,
     )
     return f"{head}{inner}</svg>\n"
@@ -62,7 +64,8 @@ def _with(svg: Markup, attributes: str) -> Markup:
 def _legend(legend: Legend) -> tuple[Markup, float]:
     """The entries side by side, in as many lines as they need, and where the plot begins."""
     drawn, x, y = Markup(""), _MARGIN, _HEADING + _LINE
-    for mark, name in legend:
+    for mark, whole in legend:
+        name = short(whole, _LEGEND_LETTERS)
         width = _SWATCH + _CHARACTER * width_of(name)
         if x > _MARGIN and x + width > WIDTH + _MARGIN:
             x, y = _MARGIN, y + _LINE
