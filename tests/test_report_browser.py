@@ -246,7 +246,6 @@ def test_plots_as_files_are_whole_in_the_browser(browser: Any, reports: dict[str
         f"{page}-{name}": document
         for page in ("hostile", "many", "comparison")
         for name, document in plot_documents(*reports[page]).items()
-        if not name.startswith("learned")
     }
     assert len(documents) > 25
     body = "".join(document.replace('class="plot"', 'class="plot file"', 1) for document in documents.values())

@@ -24,7 +24,7 @@ def write_plot(path: Path, regime: str, arms: dict[str, Any]) -> None:
     shown = {name: arm["runs"] for name, arm in arms.items() if len(arm["runs"]) > 1 or not several}
     series = [drawn for slot, (name, runs) in enumerate(shown.items()) for drawn in series_of(name, slot, runs)]
     axes = Axes("learned (target bits per byte)", "forgotten (source bits per byte)", corner="better ↘")
-    title = f"Regime {regime}: learned against forgotten"
+    title = f"Regime {regime}"
     told = [point.text for one in series for point in one.points if point.text]
     svg = plot(series, axes, ident=f"forgetting-{regime}", title=title, description=". ".join(told))
     path.parent.mkdir(exist_ok=True)
