@@ -44,9 +44,11 @@ def bits_per_byte(model: Any, tokenizer: Any, texts: list[str]) -> float:
 def test_folder_is_small_and_whole() -> None:
     files = {path.name for path in BASE.iterdir()}
     assert files == {
-        "config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
+        "README.md", "config.json", "generation_config.json", "model.safetensors", "tokenizer.json",
+        "tokenizer_config.json",
     }  # fmt: skip
     assert sum(path.stat().st_size for path in BASE.iterdir()) <= make_base.MAXIMUM_BYTES
+    assert (BASE / "README.md").read_text(encoding="utf-8") == make_base.CARD
 
 
 def test_checkpoint_is_bf16_with_widths_for_four_bits() -> None:

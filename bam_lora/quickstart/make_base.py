@@ -166,12 +166,28 @@ def train(model: Any, tokenizer: Any, steps: int = STEPS) -> float:
     return sum(losses[-20:]) / len(losses[-20:])
 
 
+CARD = """\
+---
+license: apache-2.0
+language: [en]
+library_name: transformers
+pipeline_tag: text-generation
+---
+
+# The quickstart's base
+
+A Llama of 1.7 million parameters in bf16, trained from nothing on English stories that the quickstart's own generator
+writes (`python -m bam_lora.quickstart.make_base`). It is for demonstrations and tests, and knows nothing else.
+"""
+
+
 def save(model: Any, tokenizer: Any, output: Path) -> int:
     """Writes the model in bf16 and the tokenizer; returns the bytes on disk."""
     import torch
 
     model.eval().to(torch.bfloat16).save_pretrained(output)
     tokenizer.save_pretrained(output)
+    (output / "README.md").write_text(CARD, encoding="utf-8")
     for path in output.iterdir():
         path.chmod(0o644)  # safetensors writes 0600
     size = sum(path.stat().st_size for path in output.iterdir())
