@@ -186,6 +186,9 @@ def test_a_run_ends_where_nesterov_momentum_takes_its_deltas(finished: Path, tin
 
 def test_it_exports_as_one_adapter_of_the_branches_ranks(finished: Path, tmp_path: Path) -> None:
     assert export_adapter(finished, tmp_path / "adapter")["rank"] == 5 * 4
+    card = (tmp_path / "adapter" / "README.md").read_text(encoding="utf-8")
+    assert "as one LoRA adapter of rank 20: exact" in card
+    assert "library_name: peft" in card
 
 
 def test_a_lost_merge_is_made_again_the_same(finished: Path, tiny_base: Path, files: Path, tmp_path: Path) -> None:
