@@ -13,6 +13,7 @@ from bam_lora.errors import UserError, first_line
 from bam_lora.hub_errors import Repository, bad_token, endpoint, is_away, is_offline, known_trouble, status_of
 from bam_lora.hub_progress import say
 from bam_lora.hub_public import adapter_card, public_files, public_report, result_card, without_folders
+from bam_lora.report.card import PLANE
 from bam_lora.store import read_record
 
 _TOKENS = "https://huggingface.co/settings/tokens"
@@ -80,7 +81,10 @@ def _published(root: Path, model: Path, folder: Path, name: str, note: str | Non
     record = read_record(root / "report.json", "report")
     assert record is not None, root  # is_finished has looked
     report = public_report(record)
-    card = (model / "README.md").read_text(encoding="utf-8")
+    own = folder / "README.md"  # an adapter's; a model with a chat vector has the run's
+    card = (own if own.is_file() else model / "README.md").read_text(encoding="utf-8")
+    if PLANE.search(card) and not any(name.startswith("figures/") for name in files):
+        card = PLANE.sub("", card)
     if (folder / _ADAPTER).is_file():
         config = files[_ADAPTER]
         base = json.loads(config if isinstance(config, bytes) else config.read_bytes())["base_model_name_or_path"]

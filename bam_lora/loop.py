@@ -295,8 +295,7 @@ def _iterate(context: Context, session: Session) -> None:
 
 def _finish(context: Context) -> None:
     """Samples, the size of the change, the model with its card."""
-    last = len(context.plan.iterations)
-    write_samples(context, last)
+    write_samples(context, len(context.plan.iterations))
     context.slot.clear()
     write_result(context)
     context.stop.check()

@@ -147,7 +147,7 @@ def test_a_branch_and_an_adapter(hub: PatchedHub, finished: Path, tmp_path: Path
     assert "AutoModelForCausalLM.from_pretrained" not in card.replace("AutoPeftModel", "")
     assert not [name for name, content in held.items() if b"hidden-place" in content]
     assert sorted(path.name for path in output.iterdir()) == [
-        "adapter_config.json", "adapter_model.safetensors", "done.json",
+        "README.md", "adapter_config.json", "adapter_model.safetensors", "done.json",
     ]  # fmt: skip
 
 

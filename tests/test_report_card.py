@@ -70,7 +70,10 @@ def test_the_hub_can_read_the_front_matter(report: dict[str, Any]) -> None:
     recipe = {**report["recipe"], "data": {"target": [{"path": "HuggingFaceFW/fineweb-2", "name": "bul_Cyrl"}]}}
     languages = {"target": ["bul", "xyz"], "source": ["eng", "deu"]}
     said = {"license": "other", "license_name": "tiny", "license_link": "LICENSE.md"}
-    tasks = [{"task": "arc_bg", "metric": "acc_norm", "base": 0.2, "result": 0.25, "n": 100}]
+    task = {"task": "arc_bg", "role": "target", "metric": "acc_norm", "base": 0.2, "base_stderr": 0.01, "result": 0.25}
+    task |= {"result_stderr": 0.01, "difference": 0.05, "difference_stderr": 0.01, "paired_stderr": True}
+    task |= {"documents": 100, "num_fewshot": 5, "precision": "4bit", "harness": "0.4.9", "higher_is_better": True}
+    tasks = [{**task, "truncated": 0, "limit": None}]
     card = ModelCard(
         carded({**report, "recipe": recipe, "base_card": said, "tasks": tasks, "languages": languages}),
         ignore_metadata_errors=False,
@@ -87,7 +90,8 @@ def test_the_hub_can_read_the_front_matter(report: dict[str, Any]) -> None:
     results = {(one.dataset_name, one.metric_type): one.metric_value for one in card.data.eval_results}
     last = [score for score in report["scores"] if score["iteration"] == 2 and score["branch"] is None]
     wanted = {(f"{score['set']} ({score['role']})", "bits_per_byte"): score["bits_per_byte"] for score in last}
-    assert results == {**wanted, ("arc_bg", "acc_norm"): 0.25}
+    assert results == {**wanted, ("arc_bg (5-shot)", "acc_norm"): 0.25}
+    assert "0.2500 ± 0.0100" in card.text
     assert {one.task_type for one in card.data.eval_results} == {"text-generation"}
     assert re.fullmatch(r"[\w.-]+", card.data.eval_results[0].dataset_type)
 

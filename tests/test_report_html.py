@@ -252,7 +252,7 @@ def test_numbers_for_people() -> None:
 
 # Of report.json, what the page says in another place or need not say: identities, settings, what follows from others.
 SILENT = {
-    "format", "cost.sessions", "status.iterations_done", "status.measured_iteration",  # of a run that is not finished
+    "format", "cost.sessions", "status.measured_iteration",  # of a run that is not finished
     "iterations.branches.measured.learned", "iterations.branches.measured.forgotten",  # of two scores that are shown
     "iterations.branches.tokens", "seeds.branches",  # as in the plan of the branches
     "iterations.cosine_by_layer.tensors", "iterations.norm_by_layer.tensors",

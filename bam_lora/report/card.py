@@ -18,6 +18,9 @@ from bam_lora.report.parts import SCORE_TABLES
 from bam_lora.report.tables import Cell, Table
 from bam_lora.report.verdict import verdict
 
+_PICTURE = "![Learned against forgotten, after each iteration]({})"
+# The picture in a card, with the empty line after it: for a copy that goes where the picture does not.
+PLANE = re.compile(r"!\[Learned against forgotten[^\]]*\]\([^)]*\)\n*")
 _RECIPE_KEYS = ("strategy", "mode", "data", "bam", "vocabulary", "lora", "quantization", "training", "seed")
 
 
@@ -80,7 +83,7 @@ def _card(
         how,
         f"{_escaped(verdict([report], None))}{compared}",
         "## Results",
-        f"![Learned against forgotten, after each iteration]({picture})" if picture else "",
+        _PICTURE.format(picture) if picture else "",
         _drawn(tables.summary_table([report])),
         *(_drawn(table) for table in scores),
         "## Use",

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from bam_lora.report.language_codes import hub_code
+from bam_lora.report.tasks import model_index as task_index
 
 Report = Mapping[str, Any]
 
@@ -98,10 +99,8 @@ def model_index(report: Report, name: str) -> list[dict[str, Any]]:
         for score in report["scores"]
         if score["branch"] is None and score["iteration"] == last and last > 0
     ]
-    for task in report.get("tasks") or []:
-        if task.get("result") is not None:
-            metric = {"type": str(task["metric"]), "name": str(task["metric"]), "value": task["result"]}
-            results.append(_result({"name": str(task["task"]), "type": _slug(str(task["task"]))}, metric))
+    for index in task_index(report, name):
+        results += index["results"]
     return [{"name": name, "results": results}] if results else []
 
 

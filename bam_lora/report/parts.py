@@ -20,11 +20,12 @@ from bam_lora.report.figures import figures
 from bam_lora.report.learned import learned_sections
 from bam_lora.report.searched import searched_sections
 from bam_lora.report.tables import Cell, Report, Table
+from bam_lora.report.tasks import task_pairs_table, tasks_table
 from bam_lora.report.vocabulary import vocabulary_table
 
 _MOST_BESIDE_A_FIGURE = 2
 # Tables of scores, in the order of the page: functions of the reports; one without rows is left out.
-SCORE_TABLES = (chain_scores_table, tables.scores_table, vocabulary_table, tables.shrink_table, sets_table)
+SCORE_TABLES = (chain_scores_table, tables.scores_table, tasks_table, vocabulary_table, tables.shrink_table, sets_table)
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,7 @@ def _result(reports: Sequence[Report], comparison: Mapping[str, Any] | None, pla
     summary = Block("table", tables.summary_table(reports))
     blocks = _side_by_side(reports, _figures(plane), [summary])
     if comparison is not None:
-        blocks += _tables([tables.pairs_table(comparison), envelope_table(comparison)])
+        blocks += _tables([tables.pairs_table(comparison), envelope_table(comparison), task_pairs_table(comparison)])
         blocks.append(Block("sentences", envelope_sentences(comparison)))
     return blocks
 
