@@ -27,8 +27,9 @@ CONFIG = "config.json"
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 # Of a model's own folder; what is in folders below is of other formats, or code.
-MODEL_FILES = ("*.json", "*.model", "*.tiktoken", "*.txt", "*.jinja", "LICENSE*", "NOTICE*", "USE_POLICY*", "merges*",
-               "vocab*", "additional_chat_templates/*")  # fmt: skip
+# README.md says which licence it has.
+MODEL_FILES = ("*.json", "*.model", "*.tiktoken", "*.txt", "*.jinja", "README.md", "LICENSE*", "NOTICE*", "USE_POLICY*",
+               "merges*", "vocab*", "additional_chat_templates/*")  # fmt: skip
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _OTHER_WEIGHTS = ("pytorch_model*.bin", "*.bin", "*.pth", "*.pt", "*.gguf", "*.h5", "*.msgpack", "*.safetensors")
 
