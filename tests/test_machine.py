@@ -1,13 +1,17 @@
-"""The garbage collector around a run: it skips what was there before, finds what comes after, and is put back."""
+"""The machine: the garbage collector around a run, put back afterwards; memory that goes back to the system."""
 
 from __future__ import annotations
 
 import gc
+import sys
 import weakref
 from collections.abc import Iterator
 
+import psutil
 import pytest
+import torch
 
+from bam_lora import machine
 from bam_lora.machine import spared_collections
 
 
@@ -51,3 +55,18 @@ def test_a_program_that_froze_its_own_keeps_that() -> None:
     with spared_collections():
         assert gc.get_freeze_count() == count
     assert gc.get_freeze_count() == count
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="of glibc only")
+def test_large_blocks_go_back_to_the_system_when_they_are_freed() -> None:
+    def resident() -> int:
+        return int(psutil.Process().memory_info().rss)
+
+    with machine.large_blocks_apart():
+        blocks = [torch.ones(2 << 20) for _ in range(20)]  # 8 MB each
+        small = [torch.ones(1 << 14) for _ in range(20)]  # what keeps a heap from shrinking
+        before = resident()
+        del blocks
+        assert before - resident() > 120 << 20
+    assert len(small) == 20
+    machine.trim_heap()
