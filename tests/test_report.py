@@ -16,6 +16,7 @@ from bam_lora import store
 from bam_lora.errors import UserError
 from bam_lora.report import collect, write_report
 from bam_lora.report.cost_table import cost_table
+from bam_lora.report.estimates import estimates_table
 from bam_lora.report.format import MISSING
 
 
@@ -232,3 +233,16 @@ def test_the_room_loads_no_torch() -> None:
     code = "import sys, bam_lora.report; print([m for m in ('torch', 'transformers', 'datasets') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_estimates_stand_beside_what_was_measured(tmp_path: Path) -> None:
+    report = collect(write_run(tmp_path / "bam"))
+    assert estimates_table([{**report, "environment": None}]).rows == []
+    estimate = {"peak_rss_bytes": 2**30, "peak_gpu_bytes": None, "disk_bytes": 5 * 2**20}
+    known = {**report, "environment": {"estimate": estimate}}
+    table = estimates_table([known])
+    taken = report["cost"]
+    assert [[cell.value for cell in row[1:]] for row in table.rows] == [
+        [2**30, taken["peak_rss_bytes"]], [5 * 2**20, taken["disk_bytes"]],
+    ]  # fmt: skip
+    assert table.rows[0][1].text == "1 GiB"

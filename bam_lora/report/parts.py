@@ -15,6 +15,7 @@ from bam_lora.report.cost_table import cost_table
 from bam_lora.report.data_tables import data_table, tokenizer_table
 from bam_lora.report.detail_tables import branches_table, sets_table
 from bam_lora.report.envelope_text import envelope_sentences, envelope_table
+from bam_lora.report.estimates import estimates_table
 from bam_lora.report.figure import MANY_RUNS, Figure
 from bam_lora.report.figures import figures
 from bam_lora.report.learned import learned_sections
@@ -72,6 +73,7 @@ def parts(reports: Sequence[Report], comparison: Mapping[str, Any] | None) -> li
     """
     drawn = figures(reports, comparison)
     learned = [*learned_sections(reports), *searched_sections(reports)]
+    times, estimated = _tables([cost_table(reports)]), _tables([estimates_table(reports)])
     found = [
         Part("result", "Result", _result(reports, comparison, drawn["plane"])),
         Part(
@@ -90,7 +92,7 @@ def parts(reports: Sequence[Report], comparison: Mapping[str, Any] | None) -> li
         Part("scores", "Scores", _tables(table(reports) for table in SCORE_TABLES)),
         Part("iterations", "Iterations", _iterations(reports)),
         Part("data", "Data", [*_figures(drawn["data"]), *_tables([data_table(reports), tokenizer_table(reports)])]),
-        Part("cost", "Cost", _side_by_side(reports, _figures(drawn["cost"]), _tables([cost_table(reports)]))),
+        Part("cost", "Cost", [*_side_by_side(reports, _figures(drawn["cost"]), times), *estimated]),
         Part("recipe", "Recipe", _recipe(reports)),
     ]
     return [part for part in found if part.blocks]
