@@ -81,8 +81,10 @@ def require_same_files(
     Raises:
         UserError: Naming the files that differ.
     """
-    if dict(expected) != dict(found):
-        changed = sorted(n for n in {*found, *expected} if found.get(n) != expected.get(n))
+    # Ledgers of earlier versions may name safetensors beside the model's own, which nothing is read from.
+    unread = {name for name in expected if name.endswith(".safetensors") and name not in found}
+    changed = sorted(n for n in {*found, *expected} - unread if found.get(n) != expected.get(n))
+    if changed:
         raise UserError.of(
             f"base {base.name}",
             expected="the files this run started from",
@@ -99,12 +101,15 @@ def weight_bytes(folder: Path) -> int:
 def file_hashes(base: BaseFiles, cache: Path) -> dict[str, dict[str, Any]]:
     """Size and SHA-256 of the base's weights, config and tokenizer files, by name.
 
-    They are remembered in `cache` and read again only where a file's size or time has changed.
+    Of safetensors only those that the model is read from: the Hub's cache is shared, and another program may put a
+    second format of the same weights beside them at any time. They are remembered in `cache` and read again only where
+    a file's size or time has changed.
     """
     known = (read_record(cache / _HASHES) or {}).get("files", {})
     files: dict[str, dict[str, Any]] = {}
+    shards = open_checkpoint(base.folder).shards
     for path in sorted(base.folder.iterdir()):
-        if not path.is_file() or path.suffix not in {".safetensors", ".json", ".model", ".jinja", ".txt"}:
+        if not path.is_file() or not (path.name in shards or path.suffix in {".json", ".model", ".jinja", ".txt"}):
             continue
         stat = path.stat()
         stamp = {"bytes": stat.st_size, "modified": stat.st_mtime_ns}

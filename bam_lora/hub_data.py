@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from bam_lora.errors import UserError, first_line, some
@@ -15,6 +16,7 @@ from bam_lora.hub_progress import say
 from bam_lora.store import link_or_copy
 
 _CARD = "README.md"
+_PART = re.compile(r"^(.*?)(\d+)-of-(\d{1,5})")
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,10 @@ class HubData:
         files = [file for each in (builder.config.data_files or {}).values() for file in each]
         paths = [Path(file).relative_to(folder) for file in files]
         missing = [path.as_posix() for path in paths if not (self.folder / path).is_file()]
+        if cached_sizes(self.at) is None:  # fetched by another program, or kept by an older huggingface_hub
+            missing += _missing_parts(paths)
+            if not missing:
+                say(f"{self.at.name}: the cache does not tell what belongs to it; taking the {len(paths)} files there")
         if missing:  # an interrupted download must not pass for a smaller data set
             raise not_in_cache(self.at, some(missing))
         return datasets.load_dataset(str(folder), name=name, **arguments)
@@ -56,6 +62,8 @@ class HubData:
             raise not_in_cache(self.at, _CARD)
         here = [path.relative_to(cached).as_posix() for path in cached.rglob("*") if path.is_file()]
         for name in {*here, *sizes}:
+            if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or "\\" in name:
+                raise _outside(self.at, name)
             target = folder / name
             target.parent.mkdir(parents=True, exist_ok=True)
             if target.exists():
@@ -65,6 +73,26 @@ class HubData:
             else:
                 target.touch()
         return folder
+
+
+def _missing_parts(paths: Iterable[Path]) -> list[str]:
+    """Of files that are numbered `00000-of-00002` those that are not there."""
+    found: dict[tuple[str, str], set[int]] = {}
+    for path in paths:
+        for before, number, of in _PART.findall(path.as_posix()):
+            found.setdefault((before, of), set()).add(int(number))
+    return [
+        f"{before}{number:0{len(of)}}-of-{of}"
+        for (before, of), numbers in found.items()
+        for number in sorted(set(range(int(of))) - numbers)
+    ]
+
+
+def _outside(at: Repository, name: str) -> UserError:
+    """The list of files is the Hub's, or a mirror's."""
+    return UserError.of(
+        at.name, expected="files of its own folder", found=repr(name), remedy="Do not use this data set, or its mirror"
+    )
 
 
 def _link(source: Path, target: Path) -> None:

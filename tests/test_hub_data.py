@@ -10,8 +10,10 @@ import pytest
 from conftest import ENGLISH, GERMAN
 from hub_fixtures import PatchedHub, patch_libraries
 from hub_server import TOKENS
-from huggingface_hub import snapshot_download
+from hub_store import dataset_files
+from huggingface_hub import hf_hub_download, snapshot_download
 
+from bam_lora import hub_data
 from bam_lora.check import check_recipe
 from bam_lora.errors import Interrupted, UserError
 from bam_lora.loop import run
@@ -90,6 +92,42 @@ def test_offline_what_was_fetched_by_hand_is_read(
         texts(TextSource(DATA, "de"), tmp_path / "e", streaming=True)
 
 
+def test_offline_a_part_that_another_program_left_does_not_pass_for_the_whole(
+    hub: PatchedHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Such a program keeps no list of what belongs to the data set; the files' names may tell."""
+    halves = [
+        next(content for name, content in made.items() if name.endswith(".parquet"))
+        for made in (dataset_files({"default": {"train": rows(part)}}, format="parquet", layout="folders", card="")
+                     for part in (GERMAN[:40], GERMAN[40:]))
+    ]  # fmt: skip
+    names = [f"data/train-0000{number}-of-00002.parquet" for number in range(2)]
+    hub.add_dataset("org/parts", {"default": {"train": rows(GERMAN)}}, layout="folders")
+    hub.repositories["dataset", "org/parts"].commit(dict(zip(names, halves, strict=True)), "in two parts")
+    hf_hub_download("org/parts", names[0], repo_type="dataset")
+    patch_libraries(monkeypatch, hub.url, hub.home, offline=True)
+    with pytest.raises(UserError, match=r"^org/parts: .*: data/train-00001-of-00002 is missing"):
+        texts(TextSource("org/parts"), tmp_path / "a", streaming=True)
+    patch_libraries(monkeypatch, hub.url, hub.home)
+    hf_hub_download("org/parts", names[1], repo_type="dataset")
+    patch_libraries(monkeypatch, hub.url, hub.home, offline=True)
+    assert texts(TextSource("org/parts"), tmp_path / "b", streaming=True) == GERMAN
+    assert "the cache does not tell what belongs to it; taking the 2 files there" in capsys.readouterr().err
+
+
+def test_a_list_of_files_cannot_lead_out_of_the_folder(
+    hub: PatchedHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add_stories(hub)
+    snapshot_download(DATA, repo_type="dataset")
+    listed = hub_data.cached_sizes
+    monkeypatch.setattr(hub_data, "cached_sizes", lambda at: {**(listed(at) or {}), "../../outside.txt": 3})
+    patch_libraries(monkeypatch, hub.url, hub.home, offline=True)
+    with pytest.raises(UserError, match=r"^org/stories: expected files of its own folder, found '../../outside.txt'"):
+        texts(TextSource(DATA, "en"), tmp_path / "below" / "cache", streaming=True)
+    assert not list(tmp_path.rglob("outside.txt"))
+
+
 def test_what_is_wrong_with_a_data_set_is_one_line(hub: PatchedHub, tmp_path: Path) -> None:
     add_stories(hub, gated=True)
 
@@ -150,7 +188,8 @@ def test_check_downloads_no_weights_and_says_how_much_a_run_will(
 def test_a_run_stays_at_its_commits_and_holds_no_token(
     hub: PatchedHub, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    base = hub.add_model(BASE, tiny_base, gated=True)
+    files = {path.name: path.read_bytes() for path in tiny_base.iterdir()}
+    base = hub.add_model(BASE, {**files, "consolidated.safetensors": b"the same in another format"}, gated=True)
     data = add_stories(hub, private=True)
     monkeypatch.setenv("HF_TOKEN", hub.add_token("hf_test_secret", access=(BASE, DATA)))
     root = tmp_path / "run"
@@ -158,10 +197,11 @@ def test_a_run_stays_at_its_commits_and_holds_no_token(
         patch.setattr("bam_lora.loop.merge", lambda *given: (_ for _ in ()).throw(Interrupted("a test")))
         with pytest.raises(Interrupted):
             run(a_recipe(root))
-    hub.add_model(BASE, {**{p.name: p.read_bytes() for p in tiny_base.iterdir()}, "model.safetensors": b"other"})
+    hub.add_model(BASE, {**files, "model.safetensors": b"other"})
     hub.add_dataset(DATA, {"de": {"train": rows(["neu"])}, "en": {"train": rows(["new"])}}, private=True)
     shutil.rmtree(root / "data" / "01")  # is made again, from the commit of the first time
     shutil.rmtree(hub.home)
+    snapshot_download(BASE, revision=base)  # by another program, with what no run needs
     report = run(a_recipe(root))
     assert report["status"]["finished"]
     record = read_record(root / "hub.json")
