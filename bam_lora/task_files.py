@@ -22,6 +22,7 @@ _REMOTE = {
     "trust_remote_code": "data that need no code of their own",
     "hf_evaluate": "a metric that the harness has itself",
 }
+_PICKLED = "pandas"  # a reader of datasets, too, but of files that can run code when they are opened
 _CODE = ("class", "custom_dataset", "unsafe_code")
 
 
@@ -57,7 +58,17 @@ def read_task_file(path: Path) -> LocalTask:
     plain = {**config, "dataset_kwargs": {key: value for key, value in kwargs.items() if key != "data_files"}}
     splits = kwargs.get("data_files")
     names = sorted(splits) if isinstance(splits, dict) else []
-    return LocalTask(name, config, [plain, names, [hash_file(Path(file)) for file in files]])
+    content = [plain, names, [hash_file(Path(file)) for file in files]]
+    if Path(folder := str(config.get("dataset_path"))).is_absolute():
+        plain["dataset_path"] = "a folder"
+        content.append(_contents(Path(folder)))
+    return LocalTask(name, config, content)
+
+
+def _contents(folder: Path) -> dict[str, str]:
+    """Hashes of the files of a data set's folder by path; hidden ones, which `datasets` passes over, left out."""
+    found = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {name: hash_file(path) for name, path in found.items() if not name.startswith(".") and "/." not in name}
 
 
 def _error(path: Path, expected: str, found: str, remedy: str) -> UserError:
@@ -135,6 +146,9 @@ def _require_harmless(path: Path, config: Mapping[str, Any]) -> None:
             raise _error(path, _REMOTE[key], f"{key}: true", "Code from elsewhere is not run; leave it out")
         if key in _CODE and value:
             raise _error(path, "a task without code of its own", f"{key}", "Leave it out")
+    if config.get("dataset_path") == _PICKLED:
+        remedy = "Save the data as Parquet or JSON, and name that"
+        raise _error(path, "data that run no code when they are opened", "pickled data (dataset_path: pandas)", remedy)
 
 
 def _walk(value: Any) -> Iterator[tuple[str, Any]]:

@@ -43,6 +43,10 @@ def test_python_of_a_task_file_is_refused_and_not_run(tmp_path: Path) -> None:
         ("test_split: test\ncustom_dataset: x", "without code of its own, found custom_dataset"),
         ("test_split: test\nclass: os.system", "without code of its own, found class"),
         ("test_split: test\nunsafe_code: true", "without code of its own, found unsafe_code"),
+        (
+            "test_split: test\ndataset_path: pandas",
+            "expected data that run no code when they are opened, found pickled",
+        ),
         ("test_split: test\nother: !!python/name:os.system", "expected YAML of plain values"),
         ("test_split: [test", "expected YAML of plain values"),
     ],
@@ -85,6 +89,21 @@ def test_files_are_relative_to_the_task_file_and_count_by_content(tmp_path: Path
         for folder, limit in (("a", None), ("b", None), ("a", 3), ("c", None))
     }
     assert len(keys) == 3
+
+
+def test_the_content_of_a_data_set_s_folder_counts(tmp_path: Path) -> None:
+    def task(folder: str, count: int) -> Any:
+        path = write_task(tmp_path / folder, "german", count=count, text=TASK.replace("json\n", "data\n", 1))
+        path.write_text(re.sub(r"dataset_kwargs:\n.*\n", "", path.read_text(encoding="utf-8")), encoding="utf-8")
+        (tmp_path / folder / "data").mkdir(exist_ok=True)
+        (tmp_path / folder / "what_german.jsonl").replace(tmp_path / folder / "data" / "test.jsonl")
+        (found,) = find_tasks([TaskSpec(str(path))])
+        assert describe_task(found) == f"what_german: {count} documents, 0-shot, multiple_choice"
+        return found
+
+    first, same = task("a", 4), task("b", 4)
+    changed = task("a", 5)
+    assert first.content == same.content != changed.content
 
 
 def test_included_values_lie_under_the_file_s_own(tmp_path: Path) -> None:
