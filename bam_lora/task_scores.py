@@ -13,9 +13,11 @@ from bam_lora.ledger import LEDGER_FILE, Ledger
 from bam_lora.ledger_history import history_key
 from bam_lora.limits import read_ended
 from bam_lora.recipe import Recipe
+from bam_lora.recipe_paths import is_task_file
 from bam_lora.rundir import RunDirectory
 from bam_lora.stages import Context
 from bam_lora.store import digest, read_record, write_record
+from bam_lora.task_files import read_task_file
 from bam_lora.tasks import FoundTask, TaskSpec, describe_task, find_tasks, score_task
 
 TASKS_FILE = "tasks.json"
@@ -117,18 +119,27 @@ class _Subject:
 
 
 def tasks_left(directory: RunDirectory, recipe: Recipe) -> bool:
-    """Whether a finished run has not scored all tasks that the recipe names now."""
-    wanted = [spec.wanted() for spec in task_specs(recipe)]
+    """Whether a finished run has not scored all tasks that the recipe names now, or not as they are now."""
+    wanted = [(spec, _file_content(spec.task)) for spec in task_specs(recipe)]
     if not wanted:
         return False
     ended = read_ended(directory.root)
     last = ended.iteration if ended else len((read_record(directory.plan) or {"iterations": []})["iterations"])
+    precision = recipe.evaluation.precision
     for number in range(last + 1) if recipe.evaluation.task_when == "iterations" else (0, last):
         record = read_record(directory.iteration(number) / TASKS_FILE, _RECORD) or {"tasks": []}
-        done = [(entry["wanted"], entry["precision"]) for entry in record["tasks"]]
-        if any((one, recipe.evaluation.precision) not in done for one in wanted):
-            return True
+        done = [(entry["wanted"], entry["role"], entry["precision"]) for entry in record["tasks"]]
+        contents = [entry["content"] for entry in record["tasks"]]
+        for spec, content in wanted:
+            asked = (spec.wanted(), spec.role, precision)
+            if asked not in done or content not in (None, contents[done.index(asked)]):
+                return True
     return False
+
+
+def _file_content(task: str) -> str | None:
+    """Hash of a task file and its data; None for a name of the harness, and for a file that is gone."""
+    return digest(read_task_file(Path(task)).content) if is_task_file(task) and Path(task).is_file() else None
 
 
 def cached(found: FoundTask, key: str, score: Callable[[FoundTask], dict[str, Any]]) -> dict[str, Any]:

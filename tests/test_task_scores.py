@@ -201,6 +201,15 @@ def test_tasks_can_be_added_to_a_finished_run_and_only_they_are_done(
     assert calls == ["more", "more"]
     names = [one["task"] for one in write_report(again)["tasks"]]
     assert names == ["what_german"] * 2 + ["what_english"] * 2 + ["more"] * 2
+    write_task(tmp_path, "english", name="more", count=5)  # put right since
+    run(recipe(tiny_base, files, [*TASKS, {"task": str(tmp_path / "more.yaml"), "role": "source"}]), again)
+    assert calls == ["more"] * 4
+    assert [one["documents"] for one in report_of(again)["tasks"]] == [15, 15, 12, 12, 5, 5]
+    run(
+        recipe(tiny_base, files, [*TASKS, str(tmp_path / "more.yaml")]), again
+    )  # to say something else of it is no work
+    assert calls == ["more"] * 4
+    assert report_of(again)["tasks"][-1]["role"] is None
 
 
 def test_every_merged_model_does_them_where_the_recipe_says_so(
