@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
@@ -14,10 +15,11 @@ from bam_lora.errors import UserError
 from bam_lora.store import MANIFEST
 
 _LOCAL = re.compile(r"(?:/|~/|\.{1,2}/|[A-Za-z]:[\\/]|\\\\)\S")
-_IN_COMMAND = re.compile(r"""(?<![\w.~/\\])(?:/|~/|\.{1,2}/|[A-Za-z]:[\\/])[^\s'"]*""")
+_IN_ARGUMENT = re.compile(r"""(?<![\w.~/\\])(?:/|~/|\.{1,2}/|[A-Za-z]:[\\/])[^'",\]}]*""")
 _FRONT_MATTER = re.compile(r"\A---\n(.*?)\n---\n", re.DOTALL)
 _USE = re.compile(r"^## Use\n.*?(?=^## |\Z)", re.DOTALL | re.MULTILINE)
 _TEXTS = ("samples",)  # of models, not of us: left as they are
+_PRIVATE = ("excerpt",)  # text of the training data
 _SMALL_BYTES = 1_000_000
 
 
@@ -65,21 +67,29 @@ def _last(path: str) -> str:
 
 
 def public_report(report: Mapping[str, Any]) -> dict[str, Any]:
-    """A run's report with every local path cut down to its last part, and without the arguments of a script."""
+    """A run's report with local paths cut down to their last part, without a script's arguments and text of the data."""
     own = {key: value if key in _TEXTS else _public(value) for key, value in report.items() if key != "key"}
     recipe = own.get("recipe")
     if isinstance(recipe, dict):
         recipe.pop("script", None)
     environment = own.get("environment")
     if isinstance(environment, dict) and environment.get("command"):
-        command = str(report["environment"]["command"])
-        environment["command"] = _IN_COMMAND.sub(lambda found: _last(found[0]), command)
+        environment["command"] = _public_command(str(report["environment"]["command"]))
     return own
+
+
+def _public_command(command: str) -> str:
+    """A command line without paths; those with spaces in them are one argument."""
+    try:
+        arguments = shlex.split(command)
+    except ValueError:  # not written by shlex: nothing of it is known to be harmless
+        return ""
+    return shlex.join(_IN_ARGUMENT.sub(lambda found: _last(found[0]), one) for one in arguments)
 
 
 def _public(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {_public(key): _public(item) for key, item in value.items()}
+        return {_public(key): _public(item) for key, item in value.items() if key not in _PRIVATE}
     if isinstance(value, list):
         return [_public(item) for item in value]
     return _last(value) if is_local(value) else value

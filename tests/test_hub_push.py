@@ -218,16 +218,22 @@ def test_a_public_report_has_no_paths_and_no_script() -> None:
     report = {
         "base": "/home/me/models/tiny",
         "recipe": {"script": {"args": "private"}, "data": {"target": [{"path": "C:\\texts\\a.jsonl"}]}},
-        "environment": {"command": "/home/me/.venv/bin/bam-lora run ../r.yaml --set output=/data/x --set a.b=1/2"},
-        "data": {"sources": [{"files": {"/home/me/a.jsonl": "hash"}}]},
+        "environment": {
+            "command": "/home/me/.venv/bin/bam-lora run '/my secret/r 1.yaml' --set output=/data/x --set a.b=1/2 "
+            "--set 'data.target=[{path: /a secret/b.txt, tokens: 1M}]'"
+        },
+        "data": {"sources": [{"files": {"/home/me/a.jsonl": "hash"}, "example": {"row": 1, "excerpt": "Private."}}]},
         "samples": [{"prompt": "/ ", "text": "~/ is home"}],
         "scores": [{"set": "org/data", "text": "and/or"}],
     }
     assert public_report(report) == {
         "base": "tiny",
         "recipe": {"data": {"target": [{"path": "a.jsonl"}]}},
-        "environment": {"command": "bam-lora run r.yaml --set output=x --set a.b=1/2"},
-        "data": {"sources": [{"files": {"a.jsonl": "hash"}}]},
+        "environment": {
+            "command": "bam-lora run 'r 1.yaml' --set output=x --set a.b=1/2 "
+            "--set 'data.target=[{path: b.txt, tokens: 1M}]'"
+        },
+        "data": {"sources": [{"files": {"a.jsonl": "hash"}, "example": {"row": 1}}]},
         "samples": report["samples"],
         "scores": report["scores"],
     }
