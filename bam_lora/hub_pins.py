@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextvars import ContextVar
 from pathlib import Path
 
+from bam_lora.errors import UserError
 from bam_lora.hub_errors import Repository
 from bam_lora.store import read_record, write_record
 
@@ -23,6 +24,14 @@ class Pins:
         """The commit that was read before."""
         return next((commit for known, commit in self._known if known == wanted), None)
 
+    def moved(self, text: str) -> str | None:
+        """Where what a message begins with is not any more what it was when the run saw it first, a line on that."""
+        for known, commit in self._known:
+            if text.startswith(known.name) and (now := _newest(known)) not in (None, commit):
+                there = f"The run reads it at commit {commit[:12]}, as it first found it; it is at {str(now)[:12]} now"
+                return f"{there}: delete {self._path} to take that."
+        return None
+
     def put(self, wanted: Repository, commit: str) -> None:
         """Keeps a commit."""
         if not self._enter:
@@ -32,14 +41,37 @@ class Pins:
         write_record(self._path, "hub", {"format": 1, "repositories": listed})
 
 
+def _newest(wanted: Repository) -> str | None:
+    """The commit that a revision is now, whatever is pinned; None if the Hub does not say."""
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+
+    file = "README.md" if wanted.kind == "dataset" else "config.json"
+    try:
+        url = hf_hub_url(wanted.name, file, repo_type=wanted.kind, revision=wanted.revision)
+        return get_hf_file_metadata(url).commit_hash
+    except Exception:  # of no consequence: it is asked on the way to another error
+        return None
+
+
 PINS: ContextVar[Pins | None] = ContextVar("bam_lora_hub_pins", default=None)
 
 
 @contextlib.contextmanager
 def pinned(path: Path, *, enter: bool = True) -> Iterator[None]:
-    """Reads every repository at the commit that the record at `path` has, or enters it there."""
-    token = PINS.set(Pins(path, enter=enter))
+    """Reads every repository at the commit that the record at `path` has, or enters it there.
+
+    Raises:
+        UserError: That of what is done in it; of a repository that has moved on since, with what to do to follow it, as
+            long as nothing is planned.
+    """
+    pins = Pins(path, enter=enter)
+    token = PINS.set(pins)
     try:
         yield
+    except UserError as error:
+        planned = (path.parent / "plan.json").exists()
+        if planned or (moved := pins.moved(str(error))) is None:
+            raise
+        raise UserError(f"{error} {moved}") from error
     finally:
         PINS.reset(token)

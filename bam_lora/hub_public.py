@@ -67,7 +67,7 @@ def _last(path: str) -> str:
 
 
 def public_report(report: Mapping[str, Any]) -> dict[str, Any]:
-    """A run's report with local paths cut down to their last part, without a script's arguments and text of the data."""
+    """A run's report with local paths cut down to their last part, without a script's arguments or text of the data."""
     own = {key: value if key in _TEXTS else _public(value) for key, value in report.items() if key != "key"}
     recipe = own.get("recipe")
     if isinstance(recipe, dict):

@@ -216,3 +216,25 @@ def test_a_run_stays_at_its_commits_and_holds_no_token(
     ]
     hub.stop()
     assert run(a_recipe(root))["summary"] == report["summary"]
+
+
+def test_a_data_set_that_was_put_right_since_a_first_start_is_pointed_out(
+    hub: PatchedHub, tiny_base: Path, tmp_path: Path
+) -> None:
+    hub.add_model(BASE, tiny_base)
+    english = {"train": rows(ENGLISH), "test": rows(ENGLISH[:6])}
+    wrong = {split: [{"body": text} for text in GERMAN] for split in ("train", "test")}
+    first = hub.add_dataset(DATA, {"de": wrong, "en": english})
+    for _ in range(2):
+        with pytest.raises(
+            UserError, match=r"org/stories: expected a column 'text', found columns body\..*it looks like 'body'\.$"
+        ):
+            run(a_recipe(tmp_path / "run"))
+    second = add_stories(hub)
+    pins = tmp_path / "run" / "hub.json"
+    with pytest.raises(
+        UserError, match=rf"at commit {first[:12]}, .* at {second[:12]} now: delete {pins} to take that"
+    ):
+        run(a_recipe(tmp_path / "run"))
+    pins.unlink()
+    assert run(a_recipe(tmp_path / "run"))["data"]["sources"][0]["commit"] == second
