@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bam_lora.errors import UserError, first_line
+from bam_lora.errors import UserError, first_line, some
 from bam_lora.hub_errors import Repository, bad_token, endpoint, is_away, is_offline, known_trouble, status_of
 from bam_lora.hub_progress import say
 from bam_lora.hub_public import adapter_card, public_files, public_report, result_card, without_folders
@@ -19,6 +19,8 @@ from bam_lora.store import read_record
 _TOKENS = "https://huggingface.co/settings/tokens"
 _WEIGHTS = (".safetensors", ".safetensors.index.json")
 _ADAPTER = "adapter_config.json"
+_CONFIGS = (_ADAPTER, "config.json", "generation_config.json")
+_REPORT = "report.json"
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,7 @@ def _published(root: Path, model: Path, folder: Path, name: str, note: str | Non
     texts = {
         "README.md": card,
         "report.html": render_html([report], None),
-        "report.json": json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False) + "\n",
+        _REPORT: json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False) + "\n",
     }
     return {**files, **{path: without_folders(text, root).encode() for path, text in texts.items()}}
 
@@ -166,10 +168,23 @@ def _repository(api: Any, wanted: Repository, private: bool | None) -> bool:
 
 
 def _commit(api: Any, wanted: Repository, files: Mapping[str, Path | bytes], there: list[str]) -> str:
-    """One commit of all files; weights of an earlier push that are not among them go."""
+    """One commit of all files; of an earlier push the weights that are not among them go, and what says how they load.
+
+    Raises:
+        UserError: If weights are there that were not pushed from here.
+    """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
-    stale = [name for name in there if name.endswith(_WEIGHTS) and name not in files]
+    weights = [name for name in there if name.endswith(_WEIGHTS)]
+    if weights and _REPORT not in there:
+        raise UserError.of(
+            f"--push {wanted.name}",
+            expected="a new repository, or one that this command has filled",
+            found=f"another model's weights ({some(weights)}), which it would replace",
+            remedy="Choose another name, or delete them on the Hub first",
+        )
+    # An adapter's config beside a model would make transformers look for the adapter.
+    stale = [name for name in there if (name in weights or name in _CONFIGS) and name not in files]
     size = sum(len(one) if isinstance(one, bytes) else one.stat().st_size for one in files.values())
     say(f"pushing {len(files)} files, {size / 1e9:.2f} GB, to {wanted.name}; what is there already is not sent again")
     operations = [CommitOperationDelete(path_in_repo=name) for name in stale]

@@ -146,9 +146,26 @@ def test_a_branch_and_an_adapter(hub: PatchedHub, finished: Path, tmp_path: Path
     assert f'AutoPeftModelForCausalLM.from_pretrained("{MINE}"' in card
     assert "AutoModelForCausalLM.from_pretrained" not in card.replace("AutoPeftModel", "")
     assert not [name for name, content in held.items() if b"hidden-place" in content]
+    assert not {"config.json", "generation_config.json"} & set(held)  # of the model that was there
     assert sorted(path.name for path in output.iterdir()) == [
         "README.md", "adapter_config.json", "adapter_model.safetensors", "done.json",
     ]  # fmt: skip
+    push(finished, MINE, revision="lora")
+    held = hub.files(MINE, revision="lora")
+    assert not [name for name in held if name.startswith("adapter")]  # else transformers would look for the adapter
+    assert set(held) == set(main)
+
+
+def test_weights_that_were_not_pushed_from_here_are_left_alone(hub: PatchedHub, finished: Path) -> None:
+    hub.log_in("write")
+    theirs = {"config.json": "{}", "model.safetensors": b"years of work", "README.md": "Mine."}
+    hub.add_model(MINE, theirs)
+    with pytest.raises(
+        UserError, match=r"^--push tester/german: expected a new repository.*weights \(model\.safetensors"
+    ):
+        push(finished, MINE)
+    assert hub.files(MINE)["model.safetensors"] == b"years of work"
+    assert not hub.requests("/commit/", "POST")
 
 
 def test_another_model_in_place_of_the_runs_own(hub: PatchedHub, finished: Path, tmp_path: Path) -> None:
