@@ -23,7 +23,8 @@ def read_tasks(run: Path, planned: Sequence[Mapping[str, Any]], recipe: Mapping[
         [{"task", "role", "metric", "higher_is_better", "base", "base_stderr", "result", "result_stderr",
         "difference", "difference_stderr", "paired_stderr", "documents", "num_fewshot", "limit", "precision",
         "truncated", "version", "harness", "content", "iteration", "iterations": [{"iteration", "value", "stderr"}]}].
-        `result` is the newest merged model that did the task, `difference` is result minus base.
+        `result` is the newest merged model that did the task, `difference` is result minus base; scores by another
+        version of the harness or of the task than the newest's are left out.
     """
     numbers = [0, *(item["iteration"] for item in planned)]
     flat = {number: _flat(read_record(iteration_folder(run, number) / _FILE)) for number in numbers}
@@ -47,9 +48,11 @@ def _flat(record: Mapping[str, Any] | None) -> dict[tuple[Any, ...], dict[str, A
     return found
 
 
-def _entry(by_iteration: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
+def _entry(every: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
+    newest = max(every)
+    # A task file may have been changed, or the harness renewed, since an earlier model was scored.
+    by_iteration = {number: one for number, one in every.items() if _reason(one, every[newest]) is None}
     base = by_iteration.get(0)
-    newest = max(by_iteration)
     result = by_iteration[newest] if newest else None
     about = by_iteration[newest]
     difference, stderr, paired = difference_of(result, base)
