@@ -24,6 +24,7 @@ from bam_lora.sources import OpenSource, TextSource, open_source, read_rows, rea
 from bam_lora.terminal_text import escaped
 
 _SAMPLE_ROWS = 50
+_LOOKED_AT = 10_000  # rows at the most: of a column that is always empty the whole stream would be read
 _TEXT_ENDS, _CHAT_ENDS = (420, 160), (200, 80)  # characters shown of a part's beginning and end
 _ROW_CHARACTERS = 200
 _INDENT = " " * 12
@@ -75,6 +76,8 @@ def _sample(source: Source | EvaluationSource, tokenizer: Any, limit: int, colum
     where, sample = text_source(source), _Sample(source)
     with tempfile.TemporaryDirectory() as cache:
         opened = open_source(where, streaming=True, cache=Path(cache))
+        if hasattr(opened.rows, "take"):
+            opened.rows = opened.rows.take(_LOOKED_AT)
         values = ColumnValues(where, column) if column is not None else None
 
         def note(number: int, row: Mapping[str, Any]) -> None:

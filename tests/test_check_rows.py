@@ -12,7 +12,7 @@ from chat_templates import CHATML, LLAMA3
 from conftest import ENGLISH, GERMAN
 from typer.testing import CliRunner
 
-from bam_lora import cli, marked_text
+from bam_lora import check_rows, cli, marked_text
 from bam_lora.chat_encoder import ChatEncoder
 from bam_lora.check_rows import marked_pieces, source_lines
 from bam_lora.check_template import template_lines
@@ -154,6 +154,17 @@ def test_a_wrong_row_is_shown(tokenizer: Any, tmp_path: Path) -> None:
     empty = write_rows(tmp_path / "c.jsonl", [{"text": ""}, {"text": None}])
     with pytest.raises(UserError, match="found no rows with text among 2"):
         shown(tokenizer, recipe("base", {"path": empty}))
+
+
+def test_a_column_that_is_always_empty_is_not_read_to_its_end(
+    tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(check_rows, "_LOOKED_AT", 30)
+    path = write_rows(tmp_path / "a.jsonl", [{"text": None if at < 29 else GERMAN[at % 9]} for at in range(40)])
+    assert "the first 30 rows: 29 without text" in shown(tokenizer, recipe("base", {"path": path}))
+    monkeypatch.setattr(check_rows, "_LOOKED_AT", 29)
+    with pytest.raises(UserError, match="found no rows with text among 29"):
+        shown(tokenizer, recipe("base", {"path": path}))
 
 
 def test_no_control_character_reaches_the_terminal(tiny_base: Path, tmp_path: Path) -> None:
