@@ -256,7 +256,7 @@ def test_what_the_encoding_of_stdout_lacks_is_escaped(monkeypatch: pytest.Monkey
 
     stdout = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     monkeypatch.setattr("sys.stdout", stdout)
-    monkeypatch.setattr(cli, "app", lambda: stdout.write("⟦Flüsse⟧"))
+    monkeypatch.setattr(cli, "app", lambda **_: stdout.write("⟦Flüsse⟧"))
     cli.main()
     stdout.flush()
     assert stdout.buffer.getvalue() == rb"\u27e6Fl\xfcsse\u27e7"  # type: ignore[attr-defined]
