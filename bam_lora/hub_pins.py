@@ -48,7 +48,8 @@ def _newest(wanted: Repository) -> str | None:
     file = "README.md" if wanted.kind == "dataset" else "config.json"
     try:
         url = hf_hub_url(wanted.name, file, repo_type=wanted.kind, revision=wanted.revision)
-        return get_hf_file_metadata(url).commit_hash
+        commit: str | None = get_hf_file_metadata(url).commit_hash
+        return commit
     except Exception:  # of no consequence: it is asked on the way to another error
         return None
 
