@@ -45,6 +45,14 @@ def one_thread() -> Iterator[None]:
         sys.modules["torch"].set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 
+@pytest.fixture(autouse=True)
+def quick_files(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing here survives a power cut, and hundreds of runs need no PNG each; `test_report_plots` draws real ones."""
+    monkeypatch.setattr("os.fsync", lambda descriptor: None)
+    if request.module.__name__ != "test_report_plots":
+        monkeypatch.setattr("bam_lora.report.plots.why_no_png", lambda: "not in these tests")
+
+
 def write_jsonl(path: Path, texts: list[str]) -> Path:
     """Writes texts as JSON lines with a column `text`."""
     path.write_text("".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts), encoding="utf-8")
