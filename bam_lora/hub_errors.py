@@ -11,6 +11,7 @@ from bam_lora.errors import UserError, first_line
 
 _NO_CONNECTION = {"ConnectError", "ConnectTimeout", "ProxyError", "UnsupportedProtocol"}
 _BROKEN = {"TransportError", "ChunkedEncodingError", "IncompleteRead", "ConnectionError"}
+_NOT_HERE = "LocalEntryNotFoundError"
 _AGAIN = "then give the command again"
 _LOG_IN = "log in with `hf auth login` (or set HF_TOKEN)"
 
@@ -84,7 +85,24 @@ def known_trouble(error: BaseException, wanted: Repository) -> UserError | None:
             found="a token without it",
             remedy="Give the token that right at https://huggingface.co/settings/tokens, or log in with another one",
         )
-    return _unreachable(error, wanted)
+    return _forbidden(error) or _unreachable(error, wanted)
+
+
+def _forbidden(error: BaseException) -> UserError | None:
+    """The cache belongs to somebody else, or cannot be written."""
+    found = next(
+        (one for one in _chain(error) if isinstance(one, OSError) and one.errno in (errno.EACCES, errno.EPERM,
+         errno.EROFS)),
+        None,
+    )  # fmt: skip
+    if found is None or not found.filename:
+        return None
+    return UserError.of(
+        str(found.filename),
+        expected="leave to read and write it",
+        found=str(found.strerror),
+        remedy="Set HF_HOME to a folder of your own, or change the permissions",
+    )
 
 
 def _gated(wanted: Repository, status: int | None) -> UserError:
@@ -115,7 +133,7 @@ def _missing(wanted: Repository) -> UserError:
 
 def _unreachable(error: BaseException, wanted: Repository) -> UserError | None:
     kinds, status = _kinds(error), status_of(error)
-    if "OfflineModeIsEnabled" in kinds or is_offline():
+    if "OfflineModeIsEnabled" in kinds or (is_offline() and kinds & {_NOT_HERE, *_NO_CONNECTION, *_BROKEN}):
         return not_in_cache(wanted)
     if status == 429:
         return UserError.of(

@@ -230,6 +230,15 @@ def test_a_disk_that_is_full_in_the_middle(hub: PatchedHub) -> None:
     assert "found a full disk. Free some space" in str(hub_errors.explain(error, Repository(NAME)))
 
 
+def test_a_cache_of_somebody_else_is_no_matter_of_access_to_the_hub() -> None:
+    error = RuntimeError("failed")
+    error.__cause__ = PermissionError(13, "Permission denied", "/shared/hub/models--org--tiny")
+    assert str(hub_errors.explain(error, Repository(NAME))) == (
+        "/shared/hub/models--org--tiny: expected leave to read and write it, found Permission denied. Set HF_HOME to a "
+        "folder of your own, or change the permissions."
+    )
+
+
 def test_pins_keep_the_commit_of_the_first_look(hub: PatchedHub, sharded: Path, tmp_path: Path) -> None:
     first = hub.add_model(NAME, sharded)
     with pinned(tmp_path / "hub.json"):

@@ -64,6 +64,10 @@ def test_offline_a_data_set_is_read_from_the_cache_if_all_of_it_is_there(
     assert texts(source, tmp_path / "c", streaming=False) == ENGLISH[:5]
     with pytest.raises(UserError, match=r"^org/stories: expected all of it in the cache.*--repo-type dataset"):
         texts(TextSource(DATA, "de"), tmp_path / "d", streaming=True)
+    with pytest.raises(UserError, match=r"^org/stories: expected readable data, found .*nowhere.*Check .* `split`"):
+        texts(TextSource(DATA, "en", "nowhere"), tmp_path / "d", streaming=True)
+    with pytest.raises(UserError, match=r"^org/stories: expected readable data, found .*'fr' not found"):
+        texts(TextSource(DATA, "fr"), tmp_path / "d", streaming=True)
     with pytest.raises(UserError, match=r"^org/never: expected all of it in the cache"):
         texts(TextSource("org/never"), tmp_path / "d", streaming=True)
     (cached,) = (hub.home / "hub" / "datasets--org--stories" / "snapshots").glob("*/en/test-*")
