@@ -10,6 +10,7 @@ from pathlib import Path
 from bam_lora.attention import choose_attention
 from bam_lora.base import Loading, device
 from bam_lora.errors import UserError
+from bam_lora.limits import read_ended
 from bam_lora.machine import environment
 from bam_lora.recipe import Recipe, changed_keys, dump_recipe, load_recipe
 from bam_lora.store import digest, read_record, sweep, write_record, write_text
@@ -207,11 +208,13 @@ def check_recipe_of(directory: RunDirectory, recipe: Recipe, *, extend: bool, fi
             remedy="Set them back, or start a new run with this one as its `base`",
         )
     if not finished:
+        ended = read_ended(directory.root)
+        how = "the same command without --extend, with the old recipe"
         raise UserError.of(
             f"--extend of {directory.root}",
-            expected="a finished run",
-            found="one that is not",
-            remedy="Finish it first: the same command without --extend, with the old recipe",
+            expected="a finished run" if ended is None else "a run that has trained all of its slices",
+            found="one that is not" if ended is None else f"{ended.iteration} of {ended.planned} iterations, its limit",
+            remedy=f"Finish it first: {how}" + ("" if ended is None else " and limits that are higher, or none"),
         )
 
 

@@ -182,7 +182,9 @@ def test_an_extension_wants_all_slices_trained(ended: Path, wanted: Callable[...
     root = tmp_path / "run"
     shutil.copytree(ended, root)
     values = {**wanted().resolved(), "bam": {**wanted().resolved()["bam"], "slices": 4}}
-    with pytest.raises(UserError, match="expected a finished run, found one that is not"):
+    with pytest.raises(
+        UserError, match=r"trained all of its slices, found 2 of 3 iterations, its limit\. .* limits that are higher"
+    ):
         run(recipe_from_dict(values), root, extend=True)
 
 
