@@ -64,7 +64,7 @@ from bam_lora.stages import (
     write_samples,
 )
 from bam_lora.store import read_record, require_space, verify, write_record
-from bam_lora.task_scores import score_tasks, tasks_left
+from bam_lora.task_scores import require_tasks, score_tasks, tasks_left
 from bam_lora.vocabulary import branch_lora
 
 
@@ -108,6 +108,7 @@ def run(
             display.say(f"{root}: {_all_done(held)}; the model is in {directory.model}")
             return write_report(root)
         if is_fresh(directory):
+            require_tasks(recipe)  # before anything that takes long
             for path in (directory.root / LEDGER_FILE, directory.chain):  # of a first start that came no further
                 path.unlink(missing_ok=True)
             keep_recipe(directory, recipe)
@@ -201,21 +202,9 @@ def _prepare(
     progress.plan(within(plan, recipe.limits).tokens)
     progress.say(describe(plan, recipe.limits))
     return Context(
-        directory,
-        recipe,
-        plan,
-        ledger,
-        original,
-        start,
-        tokenizer,
-        evaluation,
-        selection,
-        progress,
-        stop,
-        front,
-        clock,
-        found,
-    )
+        directory, recipe, plan, ledger, original, start, tokenizer, evaluation, selection, progress, stop, front,
+        clock, found,
+    )  # fmt: skip
 
 
 def _open_base(directory: RunDirectory, recipe: Recipe, progress: RunProgress) -> tuple[Ledger, BaseFiles, Path]:

@@ -46,7 +46,7 @@ def read_task_file(path: Path) -> LocalTask:
     """
     config = _read(path, ())
     name = config.get("task")
-    if not isinstance(name, str) or not name or "task_list" in config or "group" in config:
+    if not isinstance(name, str) or not name or not name.isprintable() or "task_list" in config or "group" in config:
         found = "several" if isinstance(name, list) or "task_list" in config or "group" in config else repr(name)
         raise _error(path, "one task, its name under `task`", found, "Write a file for each task")
     _require_harmless(path, config)

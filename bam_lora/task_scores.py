@@ -18,7 +18,7 @@ from bam_lora.rundir import RunDirectory
 from bam_lora.stages import Context
 from bam_lora.store import digest, read_record, write_record
 from bam_lora.task_files import read_task_file
-from bam_lora.tasks import FoundTask, TaskSpec, describe_task, find_tasks, score_task
+from bam_lora.tasks import FoundTask, TaskSpec, describe_task, find_tasks, require_known, score_task
 
 TASKS_FILE = "tasks.json"
 _RECORD = "tasks"
@@ -47,6 +47,16 @@ def task_lines(recipe: Recipe) -> list[str]:
         if recipe.evaluation.tasks
         else []
     )
+
+
+def require_tasks(recipe: Recipe) -> None:
+    """Checks that the harness is installed and has the recipe's tasks, and that task files are as they should be.
+
+    Raises:
+        UserError: If not. Whether a task's data can be had is only known when it is done.
+    """
+    for one in find_tasks(task_specs(recipe)) if recipe.evaluation.tasks else ():
+        require_known(one)
 
 
 def score_tasks(context: Context, iteration: int) -> None:

@@ -129,6 +129,9 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
     path = changed(tmp_path, "task: {name}", "task: [a, b]")
     with pytest.raises(UserError, match=r"expected one task.*found several\. Write a file for each"):
         read_task_file(path)
+    path = changed(tmp_path, "task: {name}", 'task: "a\\e[2J"')
+    with pytest.raises(UserError, match=r"expected one task, its name under `task`, found 'a\\x1b"):
+        read_task_file(path)
     path = changed(tmp_path, "{{{{question}}}}", "{{{{answers}}}}")
     with pytest.raises(UserError, match=r"'answers' is undefined\. Check the task file and its data"):
         describe_task(find_tasks([TaskSpec(str(path))])[0])

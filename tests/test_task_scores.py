@@ -284,18 +284,3 @@ def test_eval_scores_a_model_on_tasks_alone(tiny_base: Path, files: Path, cache:
     assert value["scores"] == []
     assert [task["name"] for task in value["tasks"]] == ["what_german", "what_english"]
     assert value["tasks"][0]["results"][0]["documents"] == 5
-
-
-def test_check_says_what_the_tasks_are(tiny_base: Path, files: Path, tmp_path: Path) -> None:
-    from bam_lora.check import check_recipe
-
-    path = write_jsonl(tmp_path / "own.jsonl", GERMAN[:24])
-    wanted = recipe(tiny_base, files, [*TASKS, {"task": "what_german.yaml", "num_fewshot": 2}]).model_copy(
-        update={"output": str(tmp_path / path.stem)}
-    )
-    lines = [line for line in check_recipe(wanted).splitlines() if line.startswith("task ")]
-    assert [line.split(maxsplit=1)[1] for line in lines] == [
-        "what_german: 15 documents, 0-shot, multiple_choice",
-        "what_english: 12 of 15 documents, 0-shot, multiple_choice",
-        "what_german: 15 documents, 2-shot, multiple_choice",
-    ]
