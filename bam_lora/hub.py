@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from bam_lora.errors import UserError
+from bam_lora.hub_cache import cached_folder, cached_sizes, dropped_if_broken
 from bam_lora.hub_errors import Repository, cache_folder, disk_full, explain, is_away, is_offline
 from bam_lora.hub_pins import PINS
 from bam_lora.hub_progress import MUCH_BYTES, Watch, say, watching
@@ -110,25 +111,6 @@ def _cached_commit(wanted: Repository, file: str) -> str | None:
     return None if folder is None else folder.name
 
 
-def cached_folder(wanted: Repository, patterns: Sequence[str] | None = None) -> Path | None:
-    """The folder of a commit in the cache; None if there is none, or it is known not to have all of these files."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    try:
-        return Path(
-            snapshot_download(
-                wanted.name,
-                repo_type=wanted.kind,
-                revision=wanted.revision,
-                allow_patterns=None if patterns is None else list(patterns),
-                local_files_only=True,
-            )
-        )
-    except LocalEntryNotFoundError:
-        return None
-
-
 def fetch_model(
     wanted: Repository, patterns: Sequence[str] = MODEL_FILES, *, weights: bool = True, watch: Watch | None = None
 ) -> Snapshot:
@@ -209,19 +191,6 @@ def _listing(at: Repository, marker: str) -> dict[str, int]:
         return {p.relative_to(folder).as_posix(): p.stat().st_size for p in folder.rglob("*") if p.is_file()}
 
 
-def cached_sizes(at: Repository) -> dict[str, int] | None:
-    """Sizes of all files of a commit by path, as the cache remembers them; None if it does not."""
-    import huggingface_hub
-
-    remembered = getattr(huggingface_hub, "get_cached_repo_tree", None)  # of the newer versions
-    if remembered is None:
-        return None
-    try:
-        return {file.path: file.size for file in remembered(at.name, repo_type=at.kind, revision=at.revision)}
-    except huggingface_hub.errors.CachedRepoTreeNotFoundError:
-        return None
-
-
 def shard_names(folder: Path, sizes: Mapping[str, int], name: str | None = None) -> list[str]:
     """The weight files that make up a model: the single one, else those of the index.
 
@@ -258,14 +227,20 @@ def shard_names(folder: Path, sizes: Mapping[str, int], name: str | None = None)
 def _take(at: Repository, sizes: Mapping[str, int], watch: Watch | None) -> Path:
     """These files in the cache, downloaded where they are not there yet."""
     from huggingface_hub import snapshot_download, try_to_load_from_cache
+    from huggingface_hub.errors import EntryNotFoundError
 
     found = {name: try_to_load_from_cache(at.name, name, revision=at.revision, repo_type=at.kind) for name in sizes}
-    missing = {name: size for name, size in sizes.items() if not isinstance(found[name], str)}
+    missing = {
+        name: size
+        for name, size in sizes.items()
+        if not isinstance(path := found[name], str) or dropped_if_broken(at, Path(path), size)
+    }
     if not missing and found:
         name, path = next(iter(found.items()))
         return Path(str(path)).parents[name.count("/")]
     total = sum(missing.values())
-    probe(at, next(iter(missing)))
+    with contextlib.suppress(EntryNotFoundError):  # what an index names need not be there
+        probe(at, next(iter(missing)))
     _require_room(at, total)
     with watching(at.name, total, watch) as bar:
         return Path(

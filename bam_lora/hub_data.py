@@ -10,7 +10,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from bam_lora.errors import UserError, first_line, some
-from bam_lora.hub import cached_folder, cached_sizes, commit_of, probe
+from bam_lora.hub import commit_of, probe
+from bam_lora.hub_cache import cached_folder, cached_sizes
 from bam_lora.hub_errors import Repository, explain, is_away, is_offline, known_trouble, not_in_cache
 from bam_lora.hub_progress import say
 from bam_lora.store import link_or_copy

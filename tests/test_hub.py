@@ -111,6 +111,22 @@ def test_a_dropped_connection_is_taken_up_and_a_broken_download_goes_on(
     assert not any("model-00001-of" in path for path in again & done)
 
 
+def test_a_file_in_the_cache_that_is_not_whole_is_fetched_again(
+    hub: PatchedHub, sharded: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.add_model(NAME, sharded)
+    whole = {path.name: path.read_bytes() for path in sharded.glob("model-*.safetensors")}
+    shard = find_base(NAME).folder / "model-00002-of-00004.safetensors"
+    shard.resolve().write_bytes(whole[shard.name][:-10])
+    patch_libraries(monkeypatch, hub.url, hub.home, offline=True)
+    with fails("model-00002-of-00004.safetensors: expected .* bytes or more", r"\(truncated\)"):
+        find_base(NAME)
+    patch_libraries(monkeypatch, hub.url, hub.home)
+    base = find_base(NAME)
+    assert {path.name: path.read_bytes() for path in base.folder.glob("model-*.safetensors")} == whole
+    assert "org/tiny: model-00002-of-00004.safetensors in the cache is damaged and is" in capsys.readouterr().err
+
+
 def test_offline_and_without_a_network_the_cache_is_enough(
     hub: PatchedHub, sharded: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -203,8 +219,11 @@ def test_a_repository_without_a_file_of_its_index(hub: PatchedHub, sharded: Path
     files = reading_files(sharded)
     del files["model-00002-of-00004.safetensors"]
     hub.add_model(NAME, files)
-    with fails("model-00002-of-00004.safetensors of org/tiny: expected every file that its index names, found none"):
-        find_base(NAME)
+    for _ in range(2):  # the second time the rest is in the cache
+        with fails(
+            "model-00002-of-00004.safetensors of org/tiny: expected every file that its index names, found none"
+        ):
+            find_base(NAME)
     with fails("org/tiny/model-00002-of-00004.safetensors: expected every file that the index names"):
         base_metadata(NAME)
 
