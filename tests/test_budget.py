@@ -26,7 +26,8 @@ class Clocked:
     def __init__(self, root: Path, iterations: int = 3) -> None:
         self.root, self.seconds = root, 0.0
         self.plan = plan(iterations)
-        self.session = Session(root / "sessions.json", StageClock(), now=lambda: self.seconds)
+        self.clock = StageClock()
+        self.session = Session(root / "sessions.json", self.clock, now=lambda: self.seconds)
         write_record(root / "ledger.json", "key 0", {"format": 1, "base": {}, "inherited": [], "iterations": []})
 
     def budget(self, **limits: Any) -> Budget:
@@ -73,15 +74,25 @@ def test_half_an_iteration_that_is_done_is_not_paid_again(tmp_path: Path) -> Non
 
 def test_a_slower_last_iteration_counts(tmp_path: Path) -> None:
     clocked = Clocked(tmp_path)
-    budget = clocked.budget(hours=5.5)
+    budget = clocked.budget(hours=4.8)
     for number, hours in ((1, 1.0), (2, 2.0)):
         assert not budget.ends_before(clocked.plan.iterations[number - 1])
         clocked.train(number)
         clocked.merge(number)
         clocked.seconds += hours * HOUR
-    assert not budget.ends_before(clocked.plan.iterations[2])  # 3 + 2, where the mean would be 1.5
-    clocked.seconds += 0.6 * HOUR
-    assert clocked.budget(hours=4.9).ends_before(clocked.plan.iterations[2])
+    assert not clocked.budget(hours=4.8).ends_before(clocked.plan.iterations[2])  # another sitting: 3 + the mean, 1.5
+    assert budget.ends_before(clocked.plan.iterations[2])  # which saw the last one: 3 + 2
+
+
+def test_a_limit_that_is_just_enough_is_enough(tmp_path: Path) -> None:
+    clocked = Clocked(tmp_path)
+    clocked.train(1)
+    clocked.merge(1)
+    assert clocked.budget(tokens=1999).ends_before(clocked.plan.iterations[1])
+    ended = read_ended(tmp_path)
+    assert ended is not None
+    assert ended.enough == "limits.tokens=2000"
+    assert not clocked.budget(tokens=2000).ends_before(clocked.plan.iterations[1])
 
 
 def test_preparing_data_is_not_part_of_the_pace(tmp_path: Path) -> None:
@@ -92,6 +103,10 @@ def test_preparing_data_is_not_part_of_the_pace(tmp_path: Path) -> None:
     clocked.merge(1)
     assert not clocked.budget(hours=4.1).ends_before(clocked.plan.iterations[1])
     assert clocked.budget(hours=3.9).ends_before(clocked.plan.iterations[1])
+    clocked.clock.seconds["data"] = 5 * HOUR  # as in an extension, in this sitting
+    clocked.seconds = 5 * HOUR
+    assert not clocked.budget(hours=9.1).ends_before(clocked.plan.iterations[1])
+    assert clocked.budget(hours=8.9).ends_before(clocked.plan.iterations[1])
 
 
 def test_a_first_iteration_that_cannot_end_in_time_is_refused_in_its_first_minutes(tmp_path: Path) -> None:

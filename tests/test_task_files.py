@@ -89,6 +89,9 @@ def test_files_are_relative_to_the_task_file_and_count_by_content(tmp_path: Path
         for folder, limit in (("a", None), ("b", None), ("a", 3), ("c", None))
     }
     assert len(keys) == 3
+    (found,) = find_tasks([TaskSpec(str(tmp_path / "a" / "what_german.yaml"))])
+    asked = [("model", {}, None), ("other", {}, None), ("model", {"bits": 4}, None), ("model", {}, "template")]
+    assert len({found.key(*one) for one in asked}) == 4
 
 
 def test_the_content_of_a_data_set_s_folder_counts(tmp_path: Path) -> None:
