@@ -67,10 +67,14 @@ def quickstart(
         str, typer.Option(help="Language to teach: german or bulgarian.", autocompletion=story_languages)
     ] = "german",
 ) -> None:
-    """The whole loop on an embedded tiny English model: CPU, offline, minutes.
+    """The whole loop on a tiny model: CPU, offline, minutes.
 
-    Teaches it German (or Bulgarian) stories twice over the same tokens, as one QLoRA run (`single`) and as
-    Branch-and-Merge (`bam`), and shows what each learned and forgot.
+    Teaches an embedded English model German (or Bulgarian) stories, twice over the same tokens, as one QLoRA run
+    (`single`) and as Branch-and-Merge (`bam`), and shows what each learned and forgot.
+
+    Examples:
+        bam-lora quickstart
+        bam-lora quickstart --language bulgarian --output quickstart-bg
     """
     from bam_lora.quickstart.driver import quickstart as start
 
@@ -89,15 +93,19 @@ def run(
     extend: Annotated[bool, typer.Option("--extend", help="Train a finished run on more slices and new data.")] = False,
     baseline: Annotated[
         float | None,
-        typer.Option(help="Afterwards, probe on this share of the tokens whether a single run does as well: 0.05."),
+        typer.Option(
+            help="Afterwards, probe on this share of the tokens whether a single run does as well: 0.05. Default: no."
+        ),
     ] = None,
 ) -> None:
     """Runs a recipe, or goes on where it was stopped.
 
-    Example: bam-lora run recipes/german/pretrain.yaml --output runs/german --set strategy=single
-
     Ctrl-C (or SIGTERM) stops at the next step and leaves a checkpoint; the same command goes on. A finished run is
     left alone. --extend takes the recipe with a higher bam.slices and more data.target.
+
+    Examples:
+        bam-lora run recipes/german/pretrain.yaml
+        bam-lora run recipe.yaml --set strategy=single --output runs/single
     """
     from bam_lora.loop import run as start
     from bam_lora.report import render_text, write_report
@@ -115,7 +123,11 @@ def run(
 @app.command()
 @command
 def status(run_directory: Run_) -> None:
-    """Where a run is and what is left."""
+    """Where a run is and what is left; also while it runs.
+
+    Examples:
+        bam-lora status runs/german
+    """
     from bam_lora.status import describe_run
 
     typer.echo(describe_run(run_directory))
@@ -142,9 +154,13 @@ def evaluate(
     limit: Limit = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Scores a model on text, in bits per byte (lower is better; comparable across tokenisers), and on benchmarks.
+    """Scores a model on text, in bits per byte, and on benchmarks.
 
-    Example: bam-lora eval runs/german --target valid.de.jsonl --tasks belebele_deu_Latn,arc_de --limit 200
+    Fewer bits are better, and compare across tokenisers. Compare only scores of the same --precision.
+
+    Examples:
+        bam-lora eval runs/german --target valid.de.jsonl
+        bam-lora eval runs/german --tasks belebele_deu_Latn,arc_de --limit 200
     """
     from bam_lora.score_files import score_files
 
@@ -172,7 +188,11 @@ def compare(
     html: Annotated[Path | None, typer.Option(help="Also write it as an HTML report.")] = None,
     plots: Plots_ = None,
 ) -> None:
-    """Sets runs side by side: learned, forgotten, |ΔW|, cost."""
+    """Sets runs side by side: learned, forgotten, |ΔW|, cost.
+
+    Examples:
+        bam-lora compare runs/german-single runs/german --html comparison.html
+    """
     from bam_lora.report import compare as compare_runs
     from bam_lora.report import render_html, render_text, write_plots
     from bam_lora.store import write_json, write_text
@@ -192,7 +212,13 @@ def compare(
 @app.command()
 @command
 def report(run_directory: Run_, plots: Plots_ = None) -> None:
-    """Writes report.json and report.html of a run, finished or not, and prints the table."""
+    """Writes report.json and report.html of a run; prints the table.
+
+    The run need not be finished.
+
+    Examples:
+        bam-lora report runs/german
+    """
     from bam_lora.report import render_text, write_plots, write_report
 
     written = write_report(run_directory)
@@ -214,7 +240,9 @@ def shrink(
     ] = None,
     source_weight: Annotated[
         list[float] | None,
-        typer.Option(help="A value of μ: learn the last merge's weights for target + μ · source. May be repeated."),
+        typer.Option(
+            help="A value of μ: learn the last merge's weights for target + μ · source. May be repeated. Default: none."
+        ),
     ] = None,
     checkpoints: Annotated[
         bool,
@@ -224,14 +252,18 @@ def shrink(
         Path | None, typer.Option(help="New folder for the model of the one λ or μ that is given.")
     ] = None,
 ) -> None:
-    """Scores models near a finished run's result: λ·ΔW for a curve of λ, or learned merge weights for a curve of μ.
+    """Scores models near a finished run's result, for a curve.
 
-    Nothing is trained but, for μ, the numbers of the last merge, on the recipe's selection sets: more μ forgets less
-    and learns less, so a sweep such as `--source-weight 0.3 --source-weight 1 --source-weight 3` gives a curve to
-    choose from. With --output the chosen model stays.
+    λ·ΔW for a curve of λ, or learned merge weights for a curve of μ. Nothing is trained but, for μ, the numbers of the
+    last merge, on the recipe's selection sets: more μ forgets less and learns less, so a sweep such as `--source-weight
+    0.3 --source-weight 1 --source-weight 3` gives a curve to choose from. With --output the chosen model stays.
 
     `bam-lora compare` uses the curves as rivals: a method has earned its keep where, at the same target score, its
     source score is below the curves of the others.
+
+    Examples:
+        bam-lora shrink runs/german
+        bam-lora shrink runs/german --scale 0.8 --output german-0.8
     """
     from bam_lora.report import render_text, write_report
     from bam_lora.shrink import shrink as score_nearby
@@ -243,7 +275,11 @@ def shrink(
 @app.command()
 @command
 def schema() -> None:
-    """Prints the recipe's JSON schema, for editors."""
+    """Prints the recipe's JSON schema, for editors.
+
+    Examples:
+        bam-lora schema
+    """
     from bam_lora.recipe import recipe_schema
 
     typer.echo(json.dumps(recipe_schema(), indent=2, ensure_ascii=False))

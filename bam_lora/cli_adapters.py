@@ -46,18 +46,24 @@ def merge(
     weight: Weights_ = None,
     method: Method_ = "linear",
     rank: Annotated[
-        int | None, typer.Option(help="Keep this rank, and say the error. Needed for methods element by element.")
+        int | None,
+        typer.Option(
+            help="Keep this rank, and say the error; methods element by element need it. Default: all, exact."
+        ),
     ] = None,
     density: Density_ = 0.5,
     gamma: Gamma_ = 0.01,
     seed: MergeSeed_ = 0,
     any_base: AnyBase_ = False,
 ) -> None:
-    """Merges LoRA adapters into one exact adapter: ΔW = Σ weight · scaling · B·A, stacked along the rank.
+    """Merges LoRA adapters into one exact adapter.
 
-    With --rank the largest singular directions of each weight's ΔW are kept and the error is said.
+    ΔW = Σ weight · scaling · B·A, stacked along the rank. With --rank the largest singular directions of each weight's
+    ΔW are kept and the error is said.
 
-    Example: bam-lora merge --adapter a --adapter b --weight 0.7 --weight 0.3 --output merged
+    Examples:
+        bam-lora merge --adapter a --adapter b --output merged
+        bam-lora merge --adapter a --adapter b --rank 4 --output small
     """
     from bam_lora.dense_methods import DenseOptions
     from bam_lora.merged_adapter import merge_adapters
@@ -102,13 +108,15 @@ def fold(
     any_base: AnyBase_ = False,
     device: Annotated[str, typer.Option(help="Where the products are computed: cpu or cuda.")] = "cpu",
 ) -> None:
-    """Adds the (merged) deltas of LoRA adapters to a model's weights, in fp32, rounded once, block by block.
+    """Adds the deltas of LoRA adapters to a model's weights.
 
-    Killed in the middle, the same command goes on from the files that are finished.
+    They are merged, and added in fp32, rounded once, block by block. Killed in the middle, the same command goes on
+    from the files that are finished.
 
     --difference adds what another model has learned since its base, whole and frozen: a chat vector.
 
-    Example: bam-lora fold --base meta-llama/Llama-3.1-8B --adapter a --adapter b --output folded
+    Examples:
+        bam-lora fold --base meta-llama/Llama-3.1-8B --adapter a --output folded
     """
     from bam_lora.dense_methods import DenseOptions
     from bam_lora.fold_layout import parse_size
@@ -209,21 +217,20 @@ def export(
     public: Public_ = None,
     revision: Revision_ = None,
 ) -> None:
-    """Writes a run as one PEFT LoRA adapter on its original base, to load with PEFT or serve beside the base.
+    """Writes a run as one LoRA adapter, or publishes its result.
 
-    Exact without --rank: all branches' factors, stacked. With it the largest singular directions are kept and the error
-    is said.
+    The adapter is on the run's original base, to load with PEFT or to serve beside it. Exact without --rank: all
+    branches' factors, stacked. With it the largest singular directions are kept and the error is said.
 
     --chat-vector writes a model instead: the original base, all that the run has added, and W times INSTRUCT minus its
     base, rounded once, with the tokenizer and chat template of INSTRUCT.
 
     --push uploads the run's model, or what --output names, with its card and report to the Hub.
 
-    Example: bam-lora export runs/german --output german-lora --rank 128
-
-    Example: bam-lora export runs/german --chat-vector meta-llama/Llama-3.1-8B-Instruct --output german-chat
-
-    Example: bam-lora export runs/german --push me/llama-german
+    Examples:
+        bam-lora export runs/german --output german-lora --rank 128
+        bam-lora export runs/german --chat-vector org/base-instruct --output chat
+        bam-lora export runs/german --push my-name/german
     """
     writes = Exported(output, rank, scale, chat_vector, against, weight, verify)
     require_sense(writes, push=push, public=public, revision=revision)

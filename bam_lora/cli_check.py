@@ -37,12 +37,16 @@ def check(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Validates a recipe and says what it will do and take: base, data, iterations, memory, RAM, disk, time.
+    """Validates a recipe and says what it will do and take.
 
-    Reads the first rows of every source and the base's headers; trains nothing unless told to (--measure). Exit status
-    1 if it cannot work, or does not fit the GPU, the memory or the disk that are there.
+    Base, data, iterations, memory of the GPU, RAM, disk, time. Reads the first rows of every source and the base's
+    headers; trains nothing unless told to (--measure). Exit status 1 if it cannot work, or does not fit the GPU, the
+    memory or the disk that are there.
 
-    Example: bam-lora check recipes/german/pretrain.yaml --fit --gpu-memory 12GB --write mine.yaml
+    Examples:
+        bam-lora check recipes/german/pretrain.yaml
+        bam-lora check recipe.yaml --fit --gpu-memory 12GB --write fitted.yaml
+        bam-lora check fitted.yaml --measure
     """
     from bam_lora.check_report import check_everything
     from bam_lora.errors import UserError

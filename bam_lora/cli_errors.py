@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import os
 import shlex
 import sys
@@ -24,7 +25,7 @@ _LESS = (
 
 
 def command(function: Callable[..., None]) -> Callable[..., None]:
-    """Turns what a command raises into one line and the exit status of the contract."""
+    """Turns what a command raises into one line and the exit status of the contract; keeps its examples in lines."""
 
     @functools.wraps(function)
     def guarded(*args: Any, **kwargs: Any) -> None:
@@ -43,7 +44,13 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
                 raise
             _fail(f"out of memory: {str(error).splitlines()[0] if str(error) else 'the system gave none'}. {_LESS}", 1)
 
+    guarded.__doc__ = _with_whole_lines(inspect.getdoc(function) or "")
     return guarded
+
+
+def _with_whole_lines(text: str) -> str:
+    """Marks the list of examples for click, which otherwise fills paragraphs: a broken command cannot be copied."""
+    return text.replace("Examples:\n", "\b\nExamples:\n")
 
 
 def _fail(message: str, status: int) -> None:

@@ -52,18 +52,19 @@ def init(
     force: Annotated[bool, typer.Option("--force", help="Replace the file if it is there.")] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Ask nothing: defaults for what no flag says.")] = False,
 ) -> None:
-    r"""Writes a recipe with comments: asks for language, goal, GPU memory, hours and base, or takes them as flags.
+    """Writes a recipe: asks for language, goal, GPU, hours, base.
 
-    \b
-    bam-lora init                                          asks; Enter takes the default
-    bam-lora init --language Bulgarian --gpu-memory 12GB   asks for the rest
-    bam-lora init --language sr-Latn --gpu-memory 24GB --hours 8 --yes
-    bam-lora init my.yaml --language Thai --base Qwen/Qwen3-4B-Base --gpu-memory 16GB --yes
+    What a flag says is not asked. Any language of FineWeb-2 (over a thousand), by its English name, its own name or a
+    code; a name that is misspelled or means several says which there are. Batch, accumulation, checkpointing and length
+    are chosen to fit the GPU, the amount of text by the hours. Nothing is downloaded but the base's config, if it can
+    be had. The recipe stands alone: edit it, then `bam-lora check` it and `bam-lora run` it. No file is replaced
+    without --force.
 
-    Any language of FineWeb-2 (over a thousand), by its English name, its own name or a code; a name that is misspelled
-    or means several says which there are. Batch, accumulation, checkpointing and length are chosen to fit the GPU, the
-    amount of text by the hours. Nothing is downloaded but the base's config, if it can be had. The recipe stands alone:
-    edit it, then `bam-lora check` it and `bam-lora run` it. No file is replaced without --force.
+    Examples:
+        bam-lora init                                          asks for all of it
+        bam-lora init --language Bulgarian --gpu-memory 12GB   asks for the rest
+        bam-lora init --language sr-Latn --gpu-memory 24GB --hours 8 --yes
+        bam-lora init my.yaml --language Thai --gpu-memory 16GB --yes
     """
     from bam_lora.init import Flags, new_recipe
 
@@ -74,10 +75,13 @@ def init(
 def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Looks whether this machine can run it: packages, GPU, 4-bit weights, disk, Hub.
+    """Looks whether this machine can do it: GPU, packages, disk.
 
     Each line is OK, a note (it works, but is worth knowing) or a PROBLEM, with what to do. Exit status 1 if there is a
     problem. Nothing is downloaded; of a Hub token only whether there is one is shown.
+
+    Examples:
+        bam-lora doctor
     """
     from bam_lora.doctor import diagnose, has_problem, render_json, render_text
 

@@ -19,8 +19,10 @@ Tasks = Annotated[
         help="Benchmarks of lm-evaluation-harness, or task files (.yaml); docs/evaluation.md. May be repeated.",
     ),
 ]
-NumFewshot = Annotated[int | None, typer.Option(help="Solved examples before each question of --tasks.")]
-Limit = Annotated[int | None, typer.Option(help="Only the first so many documents of each of --tasks.")]
+NumFewshot = Annotated[
+    int | None, typer.Option(help="Solved examples before each question of --tasks. Default: as the task says.")
+]
+Limit = Annotated[int | None, typer.Option(help="Only the first so many documents of each of --tasks. Default: all.")]
 
 
 def specs_of(tasks: Sequence[str] | None, num_fewshot: int | None, limit: int | None) -> list[TaskSpec]:

@@ -51,7 +51,7 @@ def running(hub: Any) -> Iterator[Any]:
 def patch_libraries(monkeypatch: pytest.MonkeyPatch, url: str, home: Path, *, offline: bool = False) -> None:
     """Makes huggingface_hub and datasets, which read the environment once, use this endpoint, cache and login."""
     import datasets.config
-    from huggingface_hub import HfFileSystem, constants
+    from huggingface_hub import HfFileSystem, constants, hf_api
     from huggingface_hub.utils import close_session
 
     for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
@@ -87,5 +87,6 @@ def patch_libraries(monkeypatch: pytest.MonkeyPatch, url: str, home: Path, *, of
     for module, names in ((constants, hub), (datasets.config, data)):
         for name, value in names.items():
             monkeypatch.setattr(module, name, value, raising=name != "AGENT_HARNESSES_PATH")
+    monkeypatch.setattr(hf_api.api, "endpoint", url)  # of huggingface_hub.file_exists and its like, which PEFT calls
     HfFileSystem.clear_instance_cache()  # it remembers which repositories there are
     close_session()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import gzip
 import io
@@ -12,8 +13,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
-from hub_fixtures import PatchedHub
+from hub_fixtures import PatchedHub, patch_libraries, running
 from small_models import SMALL
 
 from bam_lora.recipe import Recipe
@@ -51,6 +53,12 @@ def architecture(base: Path) -> str:
     found = re.search(r"Architecture (\w+);", comment(base))
     assert found, base
     return found[1]
+
+
+def hub_id(base: Path) -> str:
+    """The model that a base's fragment names."""
+    line = next(line for line in base.read_text(encoding="utf-8").splitlines() if line.startswith("base: "))
+    return line.removeprefix("base: ")
 
 
 def fragment_of(language: Path, goal: Path) -> Path | None:
@@ -133,7 +141,7 @@ def encoded(data: DataSet, path: str, count: int) -> bytes:
     return gzip.compress(lines) if path.endswith(".gz") else lines
 
 
-def data_files(data: DataSet, configs: Mapping[str, set[str]], held_out: bool) -> dict[str, bytes]:
+def data_files(data: DataSet, configs: Mapping[str, set[str]], held_out: bool, rows: int) -> dict[str, bytes]:
     """The files of these configurations, where the catalogue says that they lie, and the card that declares them."""
     files: dict[str, bytes] = {}
     declared = []
@@ -141,7 +149,7 @@ def data_files(data: DataSet, configs: Mapping[str, set[str]], held_out: bool) -
         paths = []
         for split in data.splits(None if config == "default" else config):
             path = data.files.format(config=config, split=split)
-            count = _ROWS + (_HELD_OUT if held_out and split == "train" else 0)
+            count = rows + (_HELD_OUT if held_out and split == "train" else 0)
             files[path] = encoded(data, path, count)
             paths.append({"split": split, "path": path})
         declared.append({"config_name": config, "data_files": paths})
@@ -150,8 +158,8 @@ def data_files(data: DataSet, configs: Mapping[str, set[str]], held_out: bool) -
     return files
 
 
-def serve(hub: PatchedHub, recipes: Iterable[Recipe]) -> None:
-    """Puts the data sets of these recipes on the hub, gated ones as gated."""
+def serve(hub: PatchedHub, recipes: Iterable[Recipe], rows: int = _ROWS) -> None:
+    """Puts the data sets of these recipes on the hub, so many rows of each split, gated ones as gated."""
     known = catalogue()
     used: dict[str, dict[str, set[str]]] = {}
     ranged = set()
@@ -161,5 +169,25 @@ def serve(hub: PatchedHub, recipes: Iterable[Recipe]) -> None:
         for name, configs in used_sources(recipe).items():
             used.setdefault(name, {}).update(configs)
     for name, configs in used.items():
-        files = data_files(known[name], configs, name in ranged)
+        files = data_files(known[name], configs, name in ranged, rows)
         hub._add("dataset", name, files, known[name].gated, False, "data")
+
+
+@contextlib.contextmanager
+def recipes_hub(folder: Path, tokenizer: Path, recipes: Iterable[Recipe], rows: int = _ROWS) -> Iterator[PatchedHub]:
+    """A hub, asked by this process, with every base and the data sets of these recipes, and a login that may read them.
+
+    `folder` gets the libraries' caches and the bases, one of each architecture; what is gated is so here as well.
+    """
+    with running(PatchedHub()) as hub, pytest.MonkeyPatch.context() as patch:
+        hub.home = folder / "hf-home"
+        patch_libraries(patch, hub.url, hub.home)
+        patch.setattr("bam_lora.scoring.SAMPLE_TOKENS", 3)
+        patch.setattr("datasets.config.SLEEP_TIME_ON_THREADS_SHUTDOWN", 0)  # 5 s after each shuffled stream
+        kinds = {kind: save_base(folder / kind, kind, tokenizer) for kind in map(architecture, BASES)}
+        gated = {hub_id(base) for base in BASES if "gated: ask" in comment(base)}
+        for base in BASES:
+            hub.add_model(hub_id(base), kinds[architecture(base)], gated=hub_id(base) in gated)
+        serve(hub, recipes, rows)
+        hub.log_in(hub.add_token("hf_of_who_has_access", user="somebody", access=(*gated, *catalogue())))
+        yield hub

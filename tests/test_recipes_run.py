@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hub_fixtures import PatchedHub, patch_libraries, running
+from hub_fixtures import PatchedHub
 from recipe_hub import (
     BASES,
     FULL,
@@ -25,11 +25,9 @@ from recipe_hub import (
     RECIPES,
     SCRIPTS,
     architecture,
-    catalogue,
-    comment,
     fragment_of,
-    save_base,
-    serve,
+    hub_id,
+    recipes_hub,
 )
 
 from bam_lora.loop import run
@@ -107,24 +105,9 @@ def written(triple: Triple, folder: Path) -> Path:
 def hub(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Iterator[PatchedHub]:
     """A hub with the bases and data sets of all recipes, asked by this process."""
     folder = tmp_path_factory.mktemp("recipes")
-    with running(PatchedHub()) as hub, pytest.MonkeyPatch.context() as patch:
-        hub.home = folder / "hf-home"
-        patch_libraries(patch, hub.url, hub.home)
-        patch.setattr("bam_lora.scoring.SAMPLE_TOKENS", 3)
-        patch.setattr("datasets.config.SLEEP_TIME_ON_THREADS_SHUTDOWN", 0)  # 5 s after each shuffled stream
-        kinds = {kind: save_base(folder / kind, kind, tiny_base) for kind in map(architecture, BASES)}
-        gated = {hub_id(base) for base in BASES if "gated: ask" in comment(base)}
-        for base in BASES:
-            hub.add_model(hub_id(base), kinds[architecture(base)], gated=hub_id(base) in gated)
-        recipes = [load_recipe(written(triple, folder)) for triple in each_once()]
-        serve(hub, [*recipes, *map(load_recipe, FULL)])
-        hub.log_in(hub.add_token("hf_of_who_has_access", user="somebody", access=(*gated, *catalogue())))
+    recipes = [load_recipe(written(triple, folder)) for triple in each_once()]
+    with recipes_hub(folder, tiny_base, [*recipes, *map(load_recipe, FULL)]) as hub:
         yield hub
-
-
-def hub_id(base: Path) -> str:
-    line = next(line for line in base.read_text(encoding="utf-8").splitlines() if line.startswith("base: "))
-    return line.removeprefix("base: ")
 
 
 def run_small(recipe: Recipe, model_type: str) -> dict[str, Any]:
