@@ -15,6 +15,7 @@ from pathlib import Path
 import yaml
 
 from bam_lora.errors import UserError
+from bam_lora.recipe_yaml import read_yaml
 
 WIDTH = 118
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the one in C where it is built: ten times as fast
@@ -102,6 +103,16 @@ def put(tree: Tree, key: str, value: str, remark: str = "", above: Sequence[str]
         assert isinstance(entry.value, dict), f"{section} of {key} holds no keys"
         tree = entry.value
     tree[last] = Entry(value, remark, tuple(above))
+
+
+def scalar(text: str) -> str:
+    """A text as YAML writes it on one line: in quotes where a recipe would read it as something else."""
+    try:
+        if read_yaml(f"key: {text}\n", None).value == {"key": text}:
+            return text
+    except UserError:  # no YAML at all
+        pass
+    return str(yaml.safe_dump(text, default_style='"', allow_unicode=True, width=float("inf"))).rstrip("\n")
 
 
 def look_up(tree: Tree, key: str) -> str | None:

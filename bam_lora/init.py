@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -51,6 +52,7 @@ def new_recipe(flags: Flags, file: Path | None = None, *, force: bool = False, a
         UserError: If a flag is wrong or missing, the file is there, or no base fits the card.
     """
     if file is not None:
+        answers.require_printable("FILE", str(file))
         _require_free(file, force)
     asking = asking and on_terminal()
     folder = recipes_folder()
@@ -172,5 +174,6 @@ def _next_steps(draft: Draft, text: str) -> str:
     file = draft.choices.file
     title = " ".join(line.removeprefix("# ") for line in text.split("\n#\n", 1)[0].splitlines())
     lines = [f"{file}: {title}", *(f"note: {note}" for note in notes(draft, draft.recipe())), "Next:"]
-    lines += [f"  bam-lora check {file}   what it takes, and whether it will work", f"  bam-lora run {file}"]
+    word = shlex.quote(str(file))
+    lines += [f"  bam-lora check {word}   what it takes, and whether it will work", f"  bam-lora run {word}"]
     return "\n".join(lines)

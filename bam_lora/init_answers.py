@@ -9,7 +9,7 @@ from collections.abc import Container, Sequence
 from pathlib import Path
 
 from bam_lora import init_fit
-from bam_lora.commented_yaml import Commented, Tree, put
+from bam_lora.commented_yaml import Commented, Tree, put, scalar
 from bam_lora.errors import UserError
 from bam_lora.init_fragments import Base, Goal, language_data, language_folders, list_goals
 from bam_lora.init_questions import ask_again, choose, show
@@ -91,12 +91,14 @@ def gpu_memory(given: str | None, asking: bool) -> int | None:
 
 def hours(given: float | None, asking: bool) -> float | None:
     """The time there is, in hours; None for no limit."""
-    if given is not None or not asking:
-        return given
+    if given is not None:
+        return _read_hours(f"{given:g}", "--hours")
+    if not asking:
+        return None
     return ask_again("Hours it may take", _read_hours, _NO_LIMIT)
 
 
-def _read_hours(text: str) -> float | None:
+def _read_hours(text: str, what: str = "hours") -> float | None:
     if text == _NO_LIMIT:
         return None
     try:
@@ -104,7 +106,7 @@ def _read_hours(text: str) -> float | None:
     except ValueError:
         number = 0.0
     if not 0 < number < 1e5:
-        raise UserError.of(repr(text), expected="a number of hours", found="none", remedy="Write 8, or press Enter")
+        raise UserError.of(what, expected="a number of hours", found=repr(text), remedy="Write one such as 8")
     return number
 
 
@@ -119,12 +121,13 @@ def named_base(given: str, bases: Sequence[Base], file: Path) -> Base:
     for base in bases:
         if given in (base.name, base.model):
             return base
-    local = Path(given).expanduser()
+    require_printable("--base", given)
+    local = _expanded(given)
     if local.exists() or given.startswith((".", "/", "~")):
         if not local.exists():
             raise UserError.of(f"--base {given}", expected="a model", found="no such folder", remedy="Check the path")
         path = os.path.relpath(local, file.absolute().parent)
-        return _plain_base(local.name, path if path.startswith(".") else f"./{path}")
+        return _plain_base(local.resolve().name, path if path.startswith(".") else f"./{path}")
     if _HUB_ID.fullmatch(given):
         return _plain_base(given.rpartition("/")[2], given)
     names = [base.name for base in bases]
@@ -138,9 +141,25 @@ def named_base(given: str, bases: Sequence[Base], file: Path) -> Base:
     )
 
 
+def require_printable(what: str, name: str) -> None:
+    """Refuses what a line of YAML, a comment included, cannot hold: a line break would begin a line of the recipe."""
+    if not name.isprintable():
+        raise UserError.of(
+            what, expected="a name of printable characters", found=repr(name), remedy="Rename it, or make a link to it"
+        )
+
+
+def _expanded(given: str) -> Path:
+    """The path, with the home of a user in the place of `~`; a folder may also be called so."""
+    try:
+        return Path(given).expanduser()
+    except RuntimeError:  # there is no such user
+        return Path(given)
+
+
 def _plain_base(title: str, path: str) -> Base:
     tree: Tree = {}
-    put(tree, "base", path)
+    put(tree, "base", scalar(path))
     for key, value in _DEFAULTS.items():
         put(tree, key, value)
     put(tree, "training.learning_rate", "2.0e-4")

@@ -15,6 +15,7 @@ _TRAINING_SHARE = 0.85  # of the time; merges, folds and scores take the rest
 _TOKENS_PER_WORD = 2.0  # of a base that does not know the language well
 _STEPS = 100
 _FEW_STEPS, _TOO_FEW_STEPS = 500, 20
+_FEWEST_TOKENS = 100_000  # a few steps a branch: with less there is nothing to merge
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,9 @@ def budget(
         gpu_bytes: Memory of the card; None: a CPU.
     """
     rate = speed(parameters or 8_000_000_000, gpu_bytes)
-    target = wanted_tokens if hours is None else rounded_tokens(hours * 3600 * _TRAINING_SHARE * rate * (1 - share))
+    target = wanted_tokens
+    if hours is not None:
+        target = max(_FEWEST_TOKENS, rounded_tokens(hours * 3600 * _TRAINING_SHARE * rate * (1 - share)))
     available = round(language.words * _TOKENS_PER_WORD)
     if available and available < target:
         return Budget(None, round(available / (1 - share)), rate, available)
@@ -92,5 +95,5 @@ def short_number(tokens: int) -> str:
 
 
 def rounded_tokens(tokens: float) -> int:
-    """Two digits of it, and no less than a million."""
-    return max(1_000_000, int(float(f"{tokens:.2g}")))
+    """Two digits of it, and no less than a thousand."""
+    return max(1000, int(float(f"{tokens:.2g}")))

@@ -40,6 +40,7 @@ _SECTIONS = {
     "what was learned, source what was forgotten. Both models continue the samples for the report.",
     "seed": "Another number deals the data out otherwise.",
 }
+_ROUNDING = 1.1  # tokens are rounded to two digits
 
 
 def render_recipe(draft: Draft, catalogue: Path, command: Sequence[str]) -> str:
@@ -178,6 +179,12 @@ def notes(draft: Draft, recipe: Recipe) -> list[str]:
         found.append(
             f"{DATASET} has {readable_count(language.words)} words of {language.plain_name}; all of them are used. "
             "More passes over them: training.num_train_epochs."
+        )
+    hours, limit = (draft.budget.seconds / 3600 if draft.budget else 0.0), recipe.limits.hours
+    if limit is not None and hours > limit * _ROUNDING:
+        found.append(
+            f"even so little text takes about {readable_hours(hours)}, more than limits.hours, by which the run ends: "
+            "more hours, or a smaller base."
         )
     if too_few(steps_per_branch(draft, recipe)) and draft.budget is not None:
         found.append("so few steps hardly move an adapter: more hours, more text or smaller steps.")

@@ -1,0 +1,82 @@
+"""`bam-lora init` with names that are hard to write down, and with hardly any time."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from bam_lora import init_fit
+from bam_lora.commented_yaml import scalar
+from bam_lora.errors import UserError
+from bam_lora.init import Flags, new_recipe
+from bam_lora.recipe import Recipe, load_recipe
+from bam_lora.recipe_yaml import read_yaml
+
+CONFIG = {
+    "model_type": "llama", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "vocab_size": 512,
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _a_folder_of_its_own_and_no_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(init_fit, "_config_on_hub", lambda model: None)
+
+
+def made(base: str, file: str = "mine.yaml", **flags: object) -> tuple[Recipe, str]:
+    said = new_recipe(Flags("bg", base, None, **{"gpu_memory": "12GB", **flags}), Path(file), asking=False)
+    return load_recipe(file), said
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["plain", "a # b", "a: b", "it's", 'say "hi"', "trailing ", "null", "12", "- list", "[a, b]", "{x}", "модел: 8B",
+     "a\\b", "x'\"y: #z", "&a", "*a", "@x", "%d", "true", "~", "", "😀", "no", "1e3", "? a", "a:"],
+)  # fmt: skip
+def test_any_text_is_written_as_yaml_that_reads_the_same(name: str) -> None:
+    assert read_yaml(f"base: {scalar(name)} # remark\n", None).value == {"base": name}
+    assert read_yaml(f"base: {scalar('./' + name)}\n", None).value == {"base": f"./{name}"}
+
+
+def test_usual_paths_stay_as_they_are() -> None:
+    assert [scalar(path) for path in ("Qwen/Qwen3-4B-Base", "../models/a b")] == ["Qwen/Qwen3-4B-Base", "../models/a b"]
+
+
+@pytest.mark.parametrize("name", ["a # b: 'модел'", "~nobody-of-this-name"])
+def test_a_base_in_a_folder_with_a_hard_name_is_the_one_that_is_taken(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "config.json").write_text(json.dumps(CONFIG))
+    recipe, said = made(name, "my recipe.yaml")
+    assert Path(recipe.base).resolve() == (tmp_path / name).resolve()
+    assert "bam-lora run 'my recipe.yaml'" in said
+
+
+def test_the_folder_one_is_in_has_a_name(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    recipe, said = made(".")
+    assert Path(recipe.base).resolve() == tmp_path.resolve()
+    assert f"{tmp_path.name} learns Bulgarian" in said
+
+
+@pytest.mark.parametrize(("base", "file"), [("a\nstrategy: single", "x.yaml"), ("qwen3-0.6b", "x\nseed: 1\n.yaml")])
+def test_a_name_cannot_add_lines_to_the_recipe(tmp_path: Path, base: str, file: str) -> None:
+    with pytest.raises(UserError, match="expected a name of printable characters"):
+        made(base, file)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("hours", [float("nan"), float("inf"), 1e9, -1.0])
+def test_hours_that_are_no_time_are_refused(hours: float) -> None:
+    with pytest.raises(UserError, match="--hours: expected a number of hours"):
+        made("qwen3-0.6b", hours=hours)
+
+
+def test_a_recipe_is_planned_within_its_own_limit_or_says_that_it_is_not() -> None:
+    _, short = made("qwen3-8b", "short.yaml", hours=0.3)
+    assert "more than limits.hours" not in short
+    assert load_recipe("short.yaml").data.target[0].tokens < 1_000_000
+    _, shorter = made("qwen3-8b", "shorter.yaml", hours=0.01)
+    assert "more than limits.hours, by which the run ends" in shorter
