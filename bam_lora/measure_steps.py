@@ -45,6 +45,7 @@ class Measured:
         peak_rss_bytes: Of the process.
         peak_gpu_bytes: Of torch on a GPU, its context left out; None without one.
         hours: Of the whole run by stage; without "train" where the data has no limit.
+        left_out: What the run does beside it, which is not in the hours.
     """
 
     steps: int
@@ -53,6 +54,7 @@ class Measured:
     peak_rss_bytes: int
     peak_gpu_bytes: int | None
     hours: dict[str, float]
+    left_out: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """In plain JSON types."""
@@ -74,7 +76,8 @@ class Measured:
         if "train" not in self.hours:
             return [*lines, f"{'hours':{_LABEL}}not known: the data has no limit in tokens"]
         parts = ", ".join(f"{stage} {_hours(value)}" for stage, value in self.hours.items())
-        return [*lines, f"{'hours':{_LABEL}}{_hours(sum(self.hours.values()))} in all: {parts}"]
+        lines.append(f"{'hours':{_LABEL}}{_hours(sum(self.hours.values()))} in all: {parts}")
+        return lines + [f"{'note':{_LABEL}}not in the hours: {what}" for what in self.left_out]
 
 
 def _hours(value: float) -> str:
@@ -119,8 +122,9 @@ def short_recipe(recipe: Recipe) -> Recipe:
     training |= {"max_steps": STEPS, "logging_steps": 1, "save_steps": 10**6, "warmup_steps": 0}
     for source in (*values["evaluation"]["target"], *values["evaluation"]["source"]):
         source["documents"] = min(source["documents"] or _DOCUMENTS, _DOCUMENTS)
-    values["evaluation"] |= {"samples": [], "branches": False}
+    values["evaluation"] |= {"samples": [], "branches": False, "tasks": []}  # benchmarks take hours
     values["selection"] = {"target": [], "source": []}
+    values["limits"] = {}  # those of the whole run
     return recipe_from_dict({**values, "strategy": "single", "output": "unused"})
 
 
@@ -164,7 +168,21 @@ def _measured(
         peak_rss_bytes=session["peak_rss_bytes"],
         peak_gpu_bytes=session["peak_gpu_bytes"],
         hours=hours,
+        left_out=left_out(recipe),
     )
+
+
+def left_out(recipe: Recipe) -> tuple[str, ...]:
+    """What a run of the recipe does that the short run does not, in words."""
+    evaluation, weights = recipe.evaluation, recipe.bam.merge.weights
+    found = []
+    if evaluation.tasks:
+        models = "every merged model" if evaluation.task_when == "iterations" else "base and result"
+        found.append(f"evaluation.tasks, {len(evaluation.tasks)} on {models}")
+    if weights in ("learned", "search") and recipe.strategy == "bam":
+        share = (recipe.bam.merge.learned if weights == "learned" else recipe.bam.merge.search).share
+        found.append(f"bam.merge.weights: {weights}, at most {share:.3g} of the training's time")
+    return tuple(found)
 
 
 def step_seconds(entries: Sequence[Mapping[str, Any]]) -> float:

@@ -18,6 +18,7 @@ from bam_lora.check_machine import Machine, find_machine, parse_memory
 from bam_lora.check_plan import Resources, plan_resources
 from bam_lora.cli import app
 from bam_lora.errors import UserError
+from bam_lora.measure_steps import Measured, left_out, short_recipe
 from bam_lora.memory_disk import disk_estimate
 from bam_lora.recipe import dump_recipe, load_recipe, recipe_from_dict
 
@@ -178,6 +179,33 @@ def test_a_fitted_recipe_never_overwrites_the_one_it_extends(recipe_file: Path) 
     said = call(recipe_file, "--fit", "--gpu-memory", "12GB", "--write", recipe_file)
     assert said.exit_code == 1
     assert recipe_file.read_text() == before
+
+
+def test_what_is_measured_is_short_and_what_is_left_out_is_said(tiny_base: Path, files: Path) -> None:
+    merge = {"method": "linear", "weights": "learned"}
+    plain = recipe(tiny_base, files)
+    wanted = recipe(
+        tiny_base, files, limits={"tokens": 300, "hours": 0.001}, bam={"slices": 4, "branches": 2, "merge": merge},
+        selection={role: [{"path": str(files / f"{name}.jsonl")}] for role, name in
+                   (("target", "german"), ("source", "english"))},
+        evaluation={**plain.resolved()["evaluation"], "tasks": ["arc_bg", "belebele_bul_Cyrl"]},
+    )  # fmt: skip
+    short = short_recipe(wanted)
+    assert short.limits.tokens is None
+    assert short.limits.hours is None
+    assert not short.evaluation.tasks
+    assert not short.evaluation.samples
+    assert short.training.max_steps == 6
+    assert (short.lora, short.quantization, short.data.sequence_length) == (
+        wanted.lora, wanted.quantization, wanted.data.sequence_length,
+    )  # fmt: skip
+    tasks, weights = left_out(wanted)
+    assert tasks == "evaluation.tasks, 2 on base and result"
+    assert weights == "bam.merge.weights: learned, at most 0.035 of the training's time"
+    assert left_out(plain) == ()
+    measured = Measured(6, 1.0, 100.0, 2**30, None, {"train": 1.0}, left_out(wanted))
+    lines = measured.lines(planned(tiny_base, files))
+    assert lines[-2:] == [f"note        not in the hours: {what}" for what in (tasks, weights)]
 
 
 def test_measuring_takes_real_steps_and_leaves_nothing(
