@@ -53,8 +53,12 @@ def check(
     from bam_lora.marked_text import wants_colour
     from bam_lora.recipe import load_recipe
 
-    if write is not None and not fit:
-        raise UserError.of("--write", expected="--fit with it", found="none", remedy="Add --fit")
+    if write is not None:
+        from bam_lora.fit_text import require_writable
+
+        if not fit:
+            raise UserError.of("--write", expected="--fit with it", found="none", remedy="Add --fit")
+        require_writable(write, recipe)
     wanted = load_recipe(recipe, overrides or [], str(output) if output else None)
     colour = wants_colour() and not as_json
     found = check_everything(wanted, gpu_memory=gpu_memory, fit=fit, measure=measure, colour=colour)

@@ -3,7 +3,8 @@
 The tokens of an optimizer step stay as the recipe says, so that what is learned does not depend on the card. In this
 order, the first that fits is taken:
 
-1. no checkpointing (it computes each layer again, a third of the time), with at least 2,048 tokens a batch;
+1. no checkpointing (it computes each layer again, a third of the time), with at least 2,048 tokens a batch where a
+   batch can have so many;
 2. checkpointing;
 3. in both the largest batch that pays: packed rows are one row of the whole batch, and without flash attention all of
    it is compared with all of it (`check_batch`); with it more than 8,192 tokens a batch gain nothing;
@@ -127,8 +128,8 @@ def _candidates(recipe: Recipe, shape: BaseShape, attention: str | None) -> Iter
             rows = sequences * (whole // length)
             changed: dict[str, Any] = {_LENGTH: length} if length != whole else {}
             changed |= {_OPTIM: optim} if optim != training.optim else {}
-            least = min(_WHOLE_BATCH, length * rows)
             batches = _batches(rows, length, shape, attention)
+            least = min(_WHOLE_BATCH, length * batches[0])
             for checkpointing in (False, True):
                 for batch in [one for one in batches if checkpointing or one * length >= least]:
                     yield {_BATCH: batch, _ACCUMULATION: rows // batch, _CHECKPOINTING: checkpointing, **changed}

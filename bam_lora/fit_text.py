@@ -15,6 +15,7 @@ from bam_lora.recipe_yaml import dump_yaml, read_yaml
 from bam_lora.store import write_text
 
 _LABEL = 12
+_HEAD = "# Settings that fit"  # how a file of this kind begins, which may be written again
 
 
 def fit_lines(recipe: Recipe, fit: Fit) -> list[str]:
@@ -44,10 +45,10 @@ def write_fitted(path: Path, recipe: Path, overrides: Sequence[str], fit: Fit) -
     """Writes a recipe that extends another by what was chosen, and by what the command line has set.
 
     Raises:
-        UserError: If it would be the recipe itself, or an override is one of a list's items.
+        UserError: If it would be the recipe itself or another file that this did not write, or an override is one of
+            a list's items.
     """
-    if path.resolve() == recipe.resolve():
-        raise UserError.of("--write", expected="a new file", found="RECIPE itself", remedy="Choose another name")
+    require_writable(path, recipe)
     settings: dict[str, Any] = {}
     for override in overrides:
         key, _, value = override.partition("=")
@@ -62,8 +63,23 @@ def write_fitted(path: Path, recipe: Path, overrides: Sequence[str], fit: Fit) -
     for key, value in fit.settings.items():
         _put(settings, key.split("."), value)
     extends = os.path.relpath(recipe.resolve(), path.resolve().parent)
-    head = f"# Settings that fit {fit.memory_bytes / 2**30:.1f} GiB, chosen by `bam-lora check --fit`.\n"
+    head = f"{_HEAD} {fit.memory_bytes / 2**30:.1f} GiB, chosen by `bam-lora check --fit`.\n"
     write_text(path, head + dump_yaml({"extends": extends, **settings}))
+
+
+def require_writable(path: Path, recipe: Path) -> None:
+    """Refuses a place for fitted settings where something else is.
+
+    Raises:
+        UserError: Naming what is there.
+    """
+    if path.resolve() == recipe.resolve():
+        raise UserError.of("--write", expected="a new file", found="RECIPE itself", remedy="Choose another name")
+    if not path.parent.is_dir():
+        raise UserError.of(f"--write {path}", expected="a folder to write into", found="none", remedy="Make it first")
+    if path.is_dir() or (path.exists() and not path.read_bytes().startswith(_HEAD.encode())):
+        found = "a folder" if path.is_dir() else "a file that --write did not make"
+        raise UserError.of(f"--write {path}", expected="a new file", found=found, remedy="Choose another name")
 
 
 def _put(values: dict[str, Any], path: Sequence[str], value: Any) -> None:

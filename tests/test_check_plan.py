@@ -181,6 +181,20 @@ def test_a_fitted_recipe_never_overwrites_the_one_it_extends(recipe_file: Path) 
     assert recipe_file.read_text() == before
 
 
+def test_a_fitted_recipe_overwrites_only_what_fit_wrote(recipe_file: Path, tmp_path: Path) -> None:
+    mine, fitted = tmp_path / "own.yaml", tmp_path / "fitted.yaml"
+    mine.write_text("base: my/own\n")
+    for place, found in ((mine, "found a file that --write did not make"), (tmp_path, "found a folder"),
+                         (tmp_path / "none" / "x.yaml", "expected a folder to write into")):  # fmt: skip
+        said = call(recipe_file, "--fit", "--gpu-memory", "12GB", "--write", place)
+        assert said.exit_code == 1
+        assert found in said.output
+    assert mine.read_text() == "base: my/own\n"
+    for memory in ("12GB", "24GB"):
+        assert call(recipe_file, "--fit", "--gpu-memory", memory, "--write", fitted).exit_code == 0
+    assert "fit 24.0 GiB" in fitted.read_text()
+
+
 def test_what_is_measured_is_short_and_what_is_left_out_is_said(tiny_base: Path, files: Path) -> None:
     merge = {"method": "linear", "weights": "learned"}
     plain = recipe(tiny_base, files)

@@ -65,6 +65,13 @@ def test_what_fits_is_the_first_of_the_documented_order(shape: BaseShape, gigaby
     pytest.fail("it is no candidate")
 
 
+def test_a_large_card_needs_no_checkpointing_where_no_batch_has_2048_tokens(shape: BaseShape) -> None:
+    """77 sequences have the divisors 1 and 7, and seven of them are more than a batch gains by."""
+    wanted = with_settings(recipe(), {BATCH: 7, ACCUMULATION: 11, "data.sequence_length": 1536})
+    found = fit_recipe(wanted, shape, 80 * GIB)
+    assert found.settings == {BATCH: 1, ACCUMULATION: 77, "training.checkpointing": False}
+
+
 def test_a_larger_card_never_gets_less(shape: BaseShape) -> None:
     def rank(found: Fit) -> tuple[int, bool, int]:
         settings = found.settings
