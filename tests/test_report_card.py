@@ -116,6 +116,26 @@ def test_a_relative_link_to_a_licence_in_a_folder_leads_nowhere_and_is_left_out(
 
 
 @pytest.mark.parametrize(
+    ("word", "wanted"),
+    [
+        ("MIT", {"license": "mit"}),
+        ("Apache-2.0", {"license": "apache-2.0"}),
+        ("llama3.1", {"license": "llama3.1"}),
+        ("My Own: Licence #2", {"license": "other", "license_name": "my-own-licence-2"}),
+        ("mit\n---\nlicense: gemma", {"license": "other", "license_name": "mit-license-gemma"}),
+        ("???", {"license": "other"}),
+    ],
+)
+def test_the_licence_of_a_folder_is_one_that_the_hub_takes(
+    report: dict[str, Any], word: str, wanted: dict[str, str]
+) -> None:
+    card = carded(report, base="/home/someone/base", base_card={"license": word})
+    assert {key: value for key, value in front_matter(card).items() if key.startswith("license")} == wanted
+    on_hub = front_matter(carded(report, base_card={"license": "newer-than-the-list"}))
+    assert on_hub["license"] == "newer-than-the-list"
+
+
+@pytest.mark.parametrize(
     ("text", "wanted"),
     [
         ("---\nlicense: llama3.1\nlanguage: [en]\n---\n# A base", ["llama3.1", None, None]),

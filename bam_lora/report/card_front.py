@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from bam_lora.report.language_codes import hub_code
+from bam_lora.report.licences import hub_licence
 from bam_lora.report.tasks import model_index as task_index
 
 Report = Mapping[str, Any]
@@ -64,6 +65,8 @@ def licence(report: Report) -> dict[str, str]:
         return {"license": _UNKNOWN}
     found = {key: str(value) for key, value in said.items() if value}
     link, base = found.get("license_link"), original(report)["base"]
+    if not is_hub_id(base):  # the Hub has seen no such card
+        found = hub_licence(found)
     if link and not link.startswith(("http://", "https://")):
         # Relative to the base's repository, which this one is not.
         if is_hub_id(base):
