@@ -14,10 +14,11 @@ from report_runs import BASE_SCORES, FINAL, GOLDEN, SETS, record, write_run
 
 from bam_lora import store
 from bam_lora.errors import UserError
-from bam_lora.report import collect, write_report
+from bam_lora.report import collect, model_card, render_html, write_report
 from bam_lora.report.cost_table import cost_table
 from bam_lora.report.estimates import estimates_table
 from bam_lora.report.format import MISSING
+from bam_lora.report.tables import branch_scores_table, scores_table
 
 
 def test_report_of_a_whole_run_is_the_golden_one(tmp_path: Path) -> None:
@@ -246,3 +247,18 @@ def test_estimates_stand_beside_what_was_measured(tmp_path: Path) -> None:
         [2**30, taken["peak_rss_bytes"]], [5 * 2**20, taken["disk_bytes"]],
     ]  # fmt: skip
     assert table.rows[0][1].text == "1 GiB"
+
+
+def test_the_scores_of_many_branches_stand_apart_from_those_of_the_merged_models(tmp_path: Path) -> None:
+    report = collect(write_run(tmp_path / "run"))
+    assert not branch_scores_table([report]).rows
+    last = [score for score in report["scores"] if score["iteration"] == 2]
+    report["scores"] += [{**score, "iteration": t} for t in range(3, 31) for score in last]
+    merged, branches = scores_table([report]), branch_scores_table([report])
+    names = [[row[0].text for row in table.rows] for table in (merged, branches)]
+    assert names[0] == ["base", *(f"iteration {t}, merged" for t in range(1, 31))]
+    assert names[1] == [f"iteration {t}, branch {k}" for t in range(1, 31) for k in (1, 2)]
+    assert "report.json" in merged.note
+    page = render_html([report], None)
+    assert page.index("iteration 30, merged") < page.index("<summary>Scores of the branches") < page.index("30, branch")
+    assert "branch" not in model_card(report, report["recipe"]).partition("## Use")[0].partition("Scores by")[2]

@@ -89,7 +89,7 @@ def parts(reports: Sequence[Report], comparison: Mapping[str, Any] | None) -> li
                 *(Block("learned", section) for section in learned),
             ],
         ),
-        Part("scores", "Scores", _tables(table(reports) for table in SCORE_TABLES)),
+        Part("scores", "Scores", _scores(reports)),
         Part("iterations", "Iterations", _iterations(reports)),
         Part("data", "Data", [*_figures(drawn["data"]), *_tables([data_table(reports), tokenizer_table(reports)])]),
         Part("cost", "Cost", [*_side_by_side(reports, _figures(drawn["cost"]), times), *estimated]),
@@ -137,6 +137,11 @@ def _result(reports: Sequence[Report], comparison: Mapping[str, Any] | None, pla
         blocks += _tables([tables.pairs_table(comparison), envelope_table(comparison), task_pairs_table(comparison)])
         blocks.append(Block("sentences", envelope_sentences(comparison)))
     return blocks
+
+
+def _scores(reports: Sequence[Report]) -> list[Block]:
+    blocks, branches = _tables(table(reports) for table in SCORE_TABLES), tables.branch_scores_table(reports)
+    return [*blocks, Block("fold", Fold(branches.title, [Block("bare", branches)]))] if branches.rows else blocks
 
 
 def _iterations(reports: Sequence[Report]) -> list[Block]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from bam_lora.report import format as fmt
 
 Report = Mapping[str, Any]
+_MANY_MODELS = 60  # rows that one still reads
 
 
 @dataclass(frozen=True)
@@ -139,24 +140,38 @@ def _winner(pair: Mapping[str, Any], key: str) -> Cell:
 
 
 def scores_table(reports: Sequence[Report]) -> Table:
-    """One row a model (base, branches, merged), one column an evaluation set."""
+    """One row a model (base, branches, merged), one column an evaluation set; branches apart where there are many."""
+    if not _many_models(reports):
+        return _scores(reports, "Scores by set", lambda branch: True)
+    table = _scores(reports, "Scores by set", lambda branch: branch is None)
+    return replace(table, note=f"{table.note} The branches' are in report.html and report.json.")
+
+
+def branch_scores_table(reports: Sequence[Report]) -> Table:
+    """The branches' scores where there are too many for the table of all models; else no rows."""
+    return _scores(reports, "Scores of the branches", lambda branch: branch is not None and _many_models(reports))
+
+
+def _many_models(reports: Sequence[Report]) -> bool:
+    return sum(len({(s["iteration"], s["branch"]) for s in report["scores"]}) for report in reports) > _MANY_MODELS
+
+
+def _scores(reports: Sequence[Report], title: str, wanted: Callable[[int | None], bool]) -> Table:
     sets = list(dict.fromkeys((s["role"], s["set"]) for report in reports for s in report["scores"]))
     sets.sort(key=lambda item: item[0] != "target")
     rows = []
     for report in reports:
-        models = dict.fromkeys((s["iteration"], s["branch"]) for s in report["scores"])
+        models: dict[tuple[int, int | None], dict[tuple[str, str], Any]] = {}
+        for s in report["scores"]:
+            if wanted(s["branch"]):
+                models.setdefault((s["iteration"], s["branch"]), {})[s["role"], s["set"]] = s
         groups = {(i["iteration"], b["branch"]): b.get("group") for i in report["iterations"] for b in i["branches"]}
-        for iteration, branch in models:
-            found = {
-                (s["role"], s["set"]): s
-                for s in report["scores"]
-                if (s["iteration"], s["branch"]) == (iteration, branch)
-            }
+        for (iteration, branch), found in models.items():
             cells = [_score(found[k]["bits_per_byte"], found[k]["stderr"]) if k in found else _text(None) for k in sets]
             name = _model(iteration, branch, groups.get((iteration, branch)))
             rows.append([*_run(report, reports), Cell(name), *cells])
     columns = [*_run_column(reports), "Model", *(f"{name} ({role})" for role, name in sets)]
-    return Table("Scores by set", columns, rows, f"Bits per byte ± one standard error. {_settings(reports)}".rstrip())
+    return Table(title, columns, rows, f"Bits per byte ± one standard error. {_settings(reports)}".rstrip())
 
 
 def _settings(reports: Sequence[Report]) -> str:
