@@ -96,6 +96,17 @@ def test_nothing_is_cut_off_and_nothing_goes_wrong(
     assert watched.complaints == []
 
 
+def test_the_summary_of_a_run_with_a_very_long_name_can_be_read_without_scrolling(
+    browser: Any, pages: dict[str, Path]
+) -> None:
+    watched = Watched(browser, pages["hostile"], DESKTOP, "light")
+    numbers = "[...document.querySelector('#result table').querySelectorAll('tbody td.n')]"
+    right = watched.ask(f"{numbers}.map(one => one.getBoundingClientRect().right)")
+    watched.close()
+    assert len(right) > 8
+    assert max(right) <= DESKTOP[0]
+
+
 def test_a_broken_page_would_be_noticed(browser: Any, pages: dict[str, Path], tmp_path: Path) -> None:
     broken = tmp_path / "broken.html"
     text = pages["hostile"].read_text(encoding="utf-8")
