@@ -45,6 +45,7 @@ def diagnose(folder: Path) -> list[Finding]:
         ("files", lambda: doctor_disk.files(folder)),
         ("token", doctor_hub.token),
         ("hub", doctor_hub.reachable),
+        ("token", doctor_hub.accepted),
     ]
     return [finding for name, check in checks for finding in _run(name, check)]
 

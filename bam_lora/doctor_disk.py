@@ -21,9 +21,12 @@ def memory() -> Iterator[Finding]:
     """Main memory."""
     import psutil
 
-    found = psutil.virtual_memory()
-    text = f"{gigabytes(found.available)} of {gigabytes(found.total)} free"
-    if found.available < _LITTLE_MEMORY_BYTES:
+    from bam_lora.check_machine import ram_bytes
+
+    total = ram_bytes()  # a container may have less than the machine
+    available = min(int(psutil.virtual_memory().available), total)
+    text = f"{gigabytes(available)} of {gigabytes(total)} free"
+    if available < _LITTLE_MEMORY_BYTES:
         yield Finding("memory", NOTE, text, "Close other programs before a run with a model of 7 B or more")
     else:
         yield Finding("memory", OK, text)

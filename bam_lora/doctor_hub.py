@@ -1,4 +1,4 @@
-"""The Hugging Face Hub, for `bam-lora doctor`: a token's presence, and whether it answers."""
+"""The Hugging Face Hub, for `bam-lora doctor`: whether there is a token, and whether the Hub answers and takes it."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ import time
 from collections.abc import Iterator
 from urllib.parse import urlsplit
 
-from bam_lora.doctor_finding import NOTE, OK, Finding
+from bam_lora.doctor_finding import NOTE, OK, PROBLEM, Finding
 from bam_lora.errors import first_line
 from bam_lora.in_time import in_time
 
 _SECONDS = 5.0
+_REFUSED = (401, 403)
 
 
 def token() -> Iterator[Finding]:
@@ -46,6 +47,34 @@ def reachable() -> Iterator[Finding]:
         yield _away(name, f"it answers with status {status}")
     else:  # 401 and 404 are answers too
         yield Finding("hub", OK, f"{name} answers in {time.monotonic() - begun:.1f} s")
+
+
+def accepted() -> Iterator[Finding]:
+    """Whether the Hub takes the token, where there is one and the Hub answers: with a wrong one it refuses all."""
+    from huggingface_hub import constants, get_token
+
+    given = get_token()
+    if not given or constants.HF_HUB_OFFLINE:
+        return
+    try:
+        status = in_time(lambda: _ask_who(constants.ENDPOINT, given), _SECONDS)
+    except Exception:  # `reachable` has said so
+        return
+    if status in _REFUSED:
+        yield Finding(
+            "token",
+            PROBLEM,
+            "the Hub refuses it: expired, revoked or mistyped, and with it not even open models can be downloaded",
+            "hf auth login with a new one, or unset HF_TOKEN and hf auth logout",
+        )
+
+
+def _ask_who(endpoint: str, given: str) -> int:
+    """The status that the Hub answers with when it is asked whose token this is."""
+    from huggingface_hub.utils import build_hf_headers, get_session
+
+    headers = build_hf_headers(token=given)
+    return int(get_session().get(f"{endpoint}/api/whoami-v2", headers=headers, timeout=_SECONDS).status_code)
 
 
 def _ask(endpoint: str) -> int:

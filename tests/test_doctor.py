@@ -14,9 +14,10 @@ from typing import Any
 import huggingface_hub
 import pytest
 import torch
+from hub_fixtures import PatchedHub
 from typer.testing import CliRunner
 
-from bam_lora import doctor, doctor_device, doctor_disk, doctor_hub, doctor_software
+from bam_lora import check_machine, doctor, doctor_device, doctor_disk, doctor_hub, doctor_software
 from bam_lora.cli import app
 from bam_lora.doctor_finding import NOTE, OK, PROBLEM, Finding, gigabytes
 
@@ -198,7 +199,11 @@ def test_disk_and_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         runs, cache = doctor_disk.space(tmp_path)
         assert (runs.status, cache.status) == (status, status)
         assert gigabytes(free) in runs.text
-    assert only(doctor_disk.memory()).name == "memory"
+    limit = tmp_path / "memory.max"
+    monkeypatch.setattr(check_machine, "_CGROUP", limit)
+    limit.write_text("2000000000\n")
+    little = only(doctor_disk.memory())
+    assert (little.status, little.text) == (NOTE, "2.0 GB of 2.0 GB free")
 
 
 def test_a_folder_that_cannot_be_written_or_locked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -271,3 +276,15 @@ def test_a_token_is_never_shown(monkeypatch: pytest.MonkeyPatch):
     found = only(doctor_hub.token())
     assert found.status == OK
     assert "hf_secret" not in found.text
+
+
+def test_a_token_that_the_hub_refuses_is_a_problem(hub: PatchedHub):
+    assert not list(doctor_hub.accepted())
+    hub.log_in("read")
+    assert not list(doctor_hub.accepted())
+    hub.log_in("hf_expired")
+    refused = only(doctor_hub.accepted())
+    assert (refused.status, refused.name) == (PROBLEM, "token")
+    assert "hf_expired" not in refused.text
+    hub.stop()
+    assert not list(doctor_hub.accepted())
