@@ -61,7 +61,11 @@ def require_sense(writes: Exported, *, push: str | None, public: bool | None, re
 def _with_it(option: str, expected: str, found: str) -> Exception:
     from bam_lora.errors import UserError
 
-    remedy = "Leave it out" if expected.startswith("none") else "Add it, or leave this out"
+    remedy = f"Add it, or leave {option} out"
+    if expected.startswith("none"):
+        remedy = "Leave it out"
+    elif option == "export":
+        remedy = "Say where the adapter or the model should go"
     return UserError.of(option, expected=expected, found=found, remedy=remedy)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 _SHOWN = 3
 
@@ -21,12 +22,20 @@ class UserError(ValueError):
             what: The file, key or tensor it is about.
             expected: What should have been there.
             found: What was there instead.
-            remedy: What to do about it: a sentence without the closing full stop.
+            remedy: What to do about it: a sentence without the closing full stop, or a whole question.
 
         Returns:
             The error, to be raised by the caller.
         """
-        return cls(f"{what}: expected {expected}, found {found}. {remedy}.")
+        return cls(f"{what}: expected {expected}, found {found}. {remedy}{'' if remedy.endswith('?') else '.'}")
+
+
+def no_run(folder: Path) -> UserError:
+    """The error for a folder that is no run directory: it names runs that are near it."""
+    found = "no recipe.yaml in it" if folder.is_dir() else "a file" if folder.exists() else "no such folder"
+    near = sorted(str(plan.parent) for place in (folder, folder.parent) for plan in place.glob("*/plan.json"))
+    remedy = f"Runs near it: {some(near)}" if near else "Give the folder that `bam-lora run` has written"
+    return UserError.of(str(folder), expected="a run directory", found=found, remedy=remedy)
 
 
 def first_line(error: BaseException) -> str:

@@ -5,6 +5,7 @@ Shapes: o output, i input, R the stacked rank of all of the run's branches, r th
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from bam_lora.adapters import CONFIG_FILE, WEIGHTS_FILE, Adapter
 from bam_lora.base import BaseFiles, file_hashes, require_same_files
 from bam_lora.checkpoint import claim_output, writing
 from bam_lora.compression import Compressed, require_rank
-from bam_lora.errors import UserError
+from bam_lora.errors import UserError, no_run
 from bam_lora.ledger import Ledger
 from bam_lora.ledger_view import LedgerView, require_factor
 from bam_lora.report import adapter_card, collect
@@ -86,9 +87,12 @@ def open_merged_run(run: str | Path) -> tuple[Path, Ledger]:
         UserError: If there is no run or no merge in it, or a file of its ledger is damaged.
     """
     root = Path(run).expanduser().resolve()
+    if not (root / "recipe.yaml").is_file():
+        raise no_run(Path(run))
     ledger = Ledger.load(root)
     if not ledger.iterations and not ledger.inherited:
-        raise UserError.of(str(run), expected="a run with a merge", found="none yet", remedy="Let it come so far")
+        remedy = f"`bam-lora status {shlex.quote(str(run))}` says how far it is and how to go on"
+        raise UserError.of(str(run), expected="a run with a merge", found="none yet", remedy=remedy)
     ledger.verify()
     return root, ledger
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from bam_lora.errors import UserError
+from bam_lora.errors import UserError, some
 from bam_lora.recipe_models import Recipe
 from bam_lora.recipe_paths import settle_paths
 from bam_lora.recipe_problems import find_problems, report
@@ -139,12 +139,28 @@ def _read_file(path: Path, chain: tuple[Path, ...]) -> Located:
     return merged
 
 
+def _instead(path: Path, chain: tuple[Path, ...]) -> str:
+    """Where a recipe may be had that is not where it was looked for."""
+    if chain:
+        return "Check the path: it is relative to the file that names it"
+    for parent in (Path(__file__).parent, Path(__file__).parents[1]):  # installed; a checkout
+        packaged = parent.joinpath("recipes", *path.parts[-2:])
+        if path.parent.parent.name == "recipes" and packaged.is_file():
+            return f"bam_lora's own recipe of that name is {packaged}"
+    here = sorted(one.name for one in path.parent.glob("*.yaml"))
+    if here:
+        return f"Recipes in that folder: {some(here)}"
+    return "Check the path, or write a recipe with `bam-lora init`"
+
+
 def _text(path: Path, chain: tuple[Path, ...]) -> str:
     what = f"{path}, which {chain[-1]} extends" if chain else str(path)
     try:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError.of(what, expected="UTF-8 text", found=str(error), remedy="Save it as UTF-8") from None
+    except FileNotFoundError:
+        raise UserError.of(what, expected="a recipe", found="no such file", remedy=_instead(path, chain)) from None
     except OSError as error:
         found = error.strerror or type(error).__name__
         raise UserError.of(what, expected="a recipe", found=found, remedy="Check the path") from None

@@ -13,7 +13,7 @@ from typing import Any
 from bam_lora.adapters import Adapter
 from bam_lora.branch import TRAJECTORY
 from bam_lora.checkpoint import claim_output
-from bam_lora.errors import UserError
+from bam_lora.errors import UserError, no_run
 from bam_lora.fold_plan import Changes
 from bam_lora.fold_write import ARTEFACT
 from bam_lora.interrupt import stop_on_signals
@@ -70,7 +70,7 @@ def shrink(
     _check(scales, source_weights, output)
     directory_path = Path(run).expanduser().resolve()
     if not (directory_path / "plan.json").exists():
-        raise UserError.of(str(run), expected="a run directory", found="none", remedy="Give the folder of a run")
+        raise no_run(Path(run))
     with locked(directory_path) as directory, stop_on_signals() as stop, progress or RunProgress() as display:
         quiet_libraries()
         fix_threads(directory)

@@ -6,7 +6,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from bam_lora.errors import UserError
+from bam_lora.errors import no_run
 from bam_lora.limits import read_ended, session_seconds
 from bam_lora.report.format import duration, scores_line
 from bam_lora.report.records import read_recipe
@@ -21,10 +21,12 @@ def describe_run(root: Path) -> str:
         UserError: If the folder is not a run.
     """
     if not (root / "recipe.yaml").is_file():
-        raise UserError.of(str(root), expected="a run directory", found="no recipe.yaml in it", remedy="Check the path")
+        raise no_run(root)
     plan = read_record(root / "plan.json")
     if plan is None:
-        return f"{root}: started; the data is not prepared yet"
+        state = _lock_state(root)
+        started = f"{root}: {'running' if state == 'running' else 'started'}; the data is not prepared yet"
+        return started if state == "running" else f"{started}\n  go on with: {shlex.join(_again(root))}"
     branches = [branch for iteration in plan["iterations"] for branch in iteration["branches"]]
     done = [branch for branch in branches if _branch_done(root, branch)]
     trained = sum(branch["tokens"] for branch in done)
@@ -32,8 +34,9 @@ def describe_run(root: Path) -> str:
     ended = read_ended(root)
     whole = len(done) == len(branches) or ended is not None
     finished = whole and (root / "model" / MANIFEST).exists() and (root / "report.json").exists()
+    state = "finished" if finished else _lock_state(root)
     lines = [
-        f"{root}: {plan['strategy']}, {'finished' if finished else _lock_state(root)}",
+        f"{root}: {plan['strategy']}, {state}",
         f"  trained    {len(done)} of {len(branches)} branches, {trained:,} of {total:,} tokens",
         f"  merged     {_merged(root, plan)} of {len(plan['iterations'])} iterations",
     ]
@@ -46,7 +49,7 @@ def describe_run(root: Path) -> str:
     scores = _newest_scores(root, plan)
     if scores:
         lines.append(f"  scores     {scores}")
-    again = ["bam-lora", "run", str(root / "recipe.yaml"), "--output", str(root)]
+    again = _again(root)
     if finished:
         lines.append(f"  model      {root / 'model'}")
     if not finished and (budget := _budget(root, trained)):
@@ -54,9 +57,15 @@ def describe_run(root: Path) -> str:
     if ended is not None:
         lines.append(f"  limits     {ended}")
         again += ["--set", ended.enough]
-    if ended is not None or not finished:
+    if finished:
+        lines.append(f"  next: {shlex.join(['bam-lora', 'report', str(root)])}")
+    if ended is not None or state == "stopped":
         lines.append(f"  go on with: {shlex.join(again)}")
     return "\n".join(lines)
+
+
+def _again(root: Path) -> list[str]:
+    return ["bam-lora", "run", str(root / "recipe.yaml"), "--output", str(root)]
 
 
 def _budget(root: Path, trained: int) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 
 from bam_lora import store
 from bam_lora.base_card import BASE_CARD
-from bam_lora.errors import UserError
+from bam_lora.errors import no_run
 from bam_lora.report.cost import cost, total
 from bam_lora.report.layers import cosine_by_layer, norm_by_layer
 from bam_lora.report.noise import difference_error, pooled
@@ -42,8 +42,7 @@ def collect(run: Path) -> dict[str, Any]:
     """
     run = Path(run)
     if not (run / "recipe.yaml").is_file():
-        found = "no recipe.yaml in it" if run.is_dir() else "a file" if run.exists() else "nothing"
-        raise UserError.of(str(run), expected="a run directory", found=found, remedy="Give the folder a run wrote")
+        raise no_run(run)
     recipe = read_recipe(run / "recipe.yaml")
     plan = read_record(run / "plan.json") or {}
     ended = read_record(run / "limits.json")
