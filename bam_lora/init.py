@@ -11,9 +11,9 @@ from bam_lora import init_answers as answers
 from bam_lora import init_fit
 from bam_lora.errors import UserError
 from bam_lora.init_fragments import Base, default_base, language_data, language_folders, list_bases, recipes_folder
-from bam_lora.init_questions import ask_again, on_terminal, show
+from bam_lora.init_questions import ask_again, on_terminal, show, show_list
 from bam_lora.init_recipe import Choices, Draft, apply_fit, draft_recipe, recipe_name
-from bam_lora.init_text import notes, render_recipe
+from bam_lora.init_text import amounts, notes, render_recipe
 from bam_lora.store import write_text
 
 
@@ -148,9 +148,7 @@ def _ask_base(suggested: Draft, bases: Sequence[Base]) -> Draft:
     """Shows the bases, the suggested one as the default, and asks until one fits."""
     choices = suggested.choices
     show("Model to start from (a number, a name of the list, a Hub id or a folder):")
-    width = max(len(base.name) for base in bases)
-    for number, base in enumerate(bases, 1):
-        show(f"  {number:2}  {base.name:{width}}  {base.about}")
+    show_list([(base.name, base.about) for base in bases])
 
     def read(text: str) -> Draft:
         if text == choices.base.name:
@@ -171,9 +169,10 @@ def _command(choices: Choices) -> list[str]:
 
 
 def _next_steps(draft: Draft, text: str) -> str:
-    file = draft.choices.file
+    file = shlex.quote(str(draft.choices.file))
     title = " ".join(line.removeprefix("# ") for line in text.split("\n#\n", 1)[0].splitlines())
-    lines = [f"{file}: {title}", *(f"note: {note}" for note in notes(draft, draft.recipe())), "Next:"]
-    word = shlex.quote(str(file))
-    lines += [f"  bam-lora check {word}   what it takes, and whether it will work", f"  bam-lora run {word}"]
+    lines = [f"{draft.choices.file}: {title}", *(f"note: {note}" for note in notes(draft, draft.recipe()))]
+    lines += [f"{name.lower()}: {text}" for name, text in amounts(draft, draft.recipe())]
+    lines.append("Next:")
+    lines += [f"  bam-lora check {file}   what it takes, and whether it will work", f"  bam-lora run {file}"]
     return "\n".join(lines)

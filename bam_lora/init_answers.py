@@ -55,8 +55,9 @@ def goal(given: str | None, folder: Path, learned: Language, asking: bool) -> Go
     names = [one.name for one in goals]
     if given is not None and given not in names:
         near = difflib.get_close_matches(given, names, n=1, cutoff=0.4)
-        remedy = f"Did you mean {near[0]}" if near else "Choose one"
-        raise UserError.of(f"--goal {given}", expected=" or ".join(names), found="no such goal", remedy=remedy)
+        remedy = f"Did you mean {near[0]}?" if near else "Choose one"
+        one = f"one of {', '.join(names)}"
+        raise UserError.of(f"--goal {given}", expected=one, found="no such goal", remedy=remedy)
     chat = language_data(folder, learned, chat=True) is not None
     if given is not None:
         chosen = goals[names.index(given)]
@@ -132,7 +133,7 @@ def named_base(given: str, bases: Sequence[Base], file: Path) -> Base:
         return _plain_base(given.rpartition("/")[2], given)
     names = [base.name for base in bases]
     near = difflib.get_close_matches(given, names, n=2, cutoff=0.5)
-    remedy = f"Did you mean {' or '.join(near)}" if near else f"Names: {', '.join(names)}"
+    remedy = f"Did you mean {' or '.join(near)}?" if near else f"Names: {', '.join(names)}"
     raise UserError.of(
         f"--base {given}",
         expected="a name of the list, an id on the Hub (owner/name) or a folder",

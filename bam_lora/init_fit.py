@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bam_lora.errors import UserError
 from bam_lora.in_time import in_time
 
 if TYPE_CHECKING:
@@ -83,12 +84,26 @@ def fit(recipe: Recipe, shape: BaseShape, gpu_bytes: int) -> Fit:
 
 
 def _config_on_hub(model: str) -> dict[str, Any] | None:
-    """The base's config.json, from the cache or the Hub; None if it cannot be had now (offline, gated, no such id)."""
+    """The base's config.json, from the cache or the Hub; None if it cannot be had now (offline, gated).
+
+    Raises:
+        UserError: If the Hub knows no such model: better said here than by the next command.
+    """
     from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
 
     try:
         cached = try_to_load_from_cache(model, "config.json")
         found = json.loads(Path(cached).read_bytes()) if isinstance(cached, str) else in_time(_ask(model), _SECONDS)
+    except GatedRepoError:
+        return None
+    except (RepositoryNotFoundError, HFValidationError):
+        raise UserError.of(
+            f"--base {model}",
+            expected="a model on the Hub",
+            found="none of that name, or a private one that cannot be seen without its owner's token",
+            remedy="Check the spelling of owner/name, or log in with `hf auth login`",
+        ) from None
     except Exception:  # `check` says why; here an estimate by the size serves
         return None
     return found if isinstance(found, dict) else None
@@ -97,11 +112,11 @@ def _config_on_hub(model: str) -> dict[str, Any] | None:
 def _ask(model: str) -> Callable[[], Any]:
     """Asks the Hub once: its client would try again for half a minute where there is no network."""
     from huggingface_hub import hf_hub_url
-    from huggingface_hub.utils import build_hf_headers, get_session
+    from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
     def call() -> Any:
         reply = get_session().get(hf_hub_url(model, "config.json"), headers=build_hf_headers(), timeout=_SECONDS)
-        reply.raise_for_status()
+        hf_raise_for_status(reply)
         return reply.json()
 
     return call

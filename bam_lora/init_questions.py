@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
@@ -45,11 +47,22 @@ def ask_again(question: str, read: Callable[[str], Answer], default: str | None 
                 "init", expected="an answer", found="the end of the input", remedy="Answer, or give flags (--help)"
             ) from None
         if not given and default is None:
+            show("  This one has no default: type an answer (Ctrl-C leaves; nothing is written yet).")
             continue
         try:
             return read(given or (default or ""))
         except UserError as error:
             show(f"  {error}")
+
+
+def show_list(options: Sequence[tuple[str, str]]) -> None:
+    """Shows numbered names with their descriptions, which go on under themselves where a line of the terminal ends."""
+    width = max(len(name) for name, _ in options)
+    columns = shutil.get_terminal_size().columns
+    indent = width + 8 if columns - width > 40 else 8  # on a phone the description begins near the edge
+    for number, (name, about) in enumerate(options, 1):
+        line = f"  {number:2}  {name:{width}}  {about}".rstrip()
+        show(textwrap.fill(line, max(40, columns), subsequent_indent=" " * indent, break_on_hyphens=False))
 
 
 def choose(question: str, options: Sequence[tuple[str, str]], default: int = 0) -> int:
@@ -64,9 +77,7 @@ def choose(question: str, options: Sequence[tuple[str, str]], default: int = 0) 
         The index of the one that was chosen, by its number or its name.
     """
     show(f"{question}:")
-    width = max(len(name) for name, _ in options)
-    for number, (name, about) in enumerate(options, 1):
-        show(f"  {number:2}  {name:{width}}  {about}".rstrip())
+    show_list(options)
     names = [name for name, _ in options]
 
     def read(text: str) -> int:

@@ -21,6 +21,8 @@ from bam_lora.recipe_catalogue import head_lines, read_catalogue
 if TYPE_CHECKING:
     from bam_lora.init_fragments import Base
 
+_LONG = 48  # hours, from which a run that nobody has limited is worth a word
+
 _SECTIONS = {
     "output": "The folder of the run: data, adapters, merged models, report and, in model/, the result.",
     "strategy": "bam: Branch-and-Merge; or what it is held against: single (one adapter), sequential (one branch at a "
@@ -93,7 +95,7 @@ def _about_data(draft: Draft) -> list[str]:
 
 def _head(draft: Draft, recipe: Recipe, command: Sequence[str]) -> list[str]:
     file = shlex.quote(draft.choices.file.name)
-    facts = [("Hardware", _hardware(draft)), *_amounts(draft, recipe), ("Expect", _expected(draft, recipe))]
+    facts = [("Hardware", _hardware(draft)), *amounts(draft, recipe), ("Expect", _expected(draft, recipe))]
     lines = [
         *comment_lines(_title(draft, recipe)),
         "",
@@ -132,7 +134,8 @@ def _hardware(draft: Draft) -> str:
     return f"{card}, of which {draft.fit.estimate.peak_bytes / 2**30:.1f} are used at the peak ({by})."
 
 
-def _amounts(draft: Draft, recipe: Recipe) -> list[tuple[str, str]]:
+def amounts(draft: Draft, recipe: Recipe) -> list[tuple[str, str]]:
+    """How much text it trains on and for how long, as far as that is known: names and sentences."""
     name = draft.choices.language.plain_name
     if draft.budget is None:
         return [("Tokens", "all the conversations there are; `bam-lora check` counts them.")]
@@ -147,6 +150,8 @@ def _amounts(draft: Draft, recipe: Recipe) -> list[tuple[str, str]]:
         f"about {readable_hours(hours)}, guessed at {draft.budget.tokens_per_second:,.0f} tokens a second, right "
         "within a factor of three; `bam-lora check --measure` measures it."
     )
+    if draft.choices.hours is None and hours > _LONG:
+        time += " Less: init with --hours 20."
     return [("Tokens", tokens), ("Time", time)]
 
 
@@ -189,7 +194,8 @@ def notes(draft: Draft, recipe: Recipe) -> list[str]:
     if too_few(steps_per_branch(draft, recipe)) and draft.budget is not None:
         found.append("so few steps hardly move an adapter: more hours, more text or smaller steps.")
     if draft.choices.base.gated:
-        found.append("the base is gated: ask for access on its page, then `hf auth login`.")
+        page = f"https://huggingface.co/{draft.choices.base.model}"
+        found.append(f"the base is gated: accept its terms at {page}, then `hf auth login`.")
     return [*found, *(f"{note}." for note in (draft.fit.notes if draft.fit else ()))]
 
 

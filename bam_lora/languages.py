@@ -188,7 +188,7 @@ def unknown_language(text: str) -> UserError:
             remedy="Name another; for English text of your own write data.target yourself (docs/recipe.md)",
         )
     near = near_names(text)
-    remedy = f"Did you mean {' or '.join(near)}" if near else "Give its English name, or its code such as bul_Cyrl"
+    remedy = f"Did you mean {' or '.join(near)}?" if near else "Give its English name, or its code such as bul_Cyrl"
     return UserError.of(
         f"--language {text}",
         expected=f"one of the {len(all_languages()):,} that FineWeb-2 has text in, by name or code",
