@@ -10,6 +10,7 @@ from bam_lora.check_base import PlannedBase, planned_base
 from bam_lora.check_limits import limit_lines
 from bam_lora.check_machine import Machine, find_machine, parse_memory
 from bam_lora.check_plan import Resources, plan_resources
+from bam_lora.check_tokens import replay_findings
 from bam_lora.errors import UserError
 from bam_lora.fit import Fit, fit_recipe
 from bam_lora.fit_text import fit_lines
@@ -88,7 +89,9 @@ def check_everything(
     recipe = chosen.applied(recipe) if chosen is not None else recipe
     text = check_recipe(recipe, base.metadata, colour=colour)
     resources = plan_resources(recipe, base, machine)
-    problems = tuple(resources.problems())
+    short, notes = replay_findings(recipe, base.tokenizer, resources.tokens)
+    text = "\n".join([text, *(f"{'note':12}{note}" for note in notes)])
+    problems = (*short, *resources.problems())
     measured = None
     if measure and not problems:
         measured = measure_run(recipe, steps=resources.steps, tokens=resources.tokens)

@@ -99,7 +99,7 @@ def _require_replay(found: int, wanted: int, share: float) -> None:
     if found < wanted:
         raise UserError.of(
             "data.replay",
-            expected=f"{wanted} tokens (replay_share {share:g} of all training tokens)",
-            found=f"{found}",
+            expected=f"{wanted:,} tokens (replay_share {share:g} of all training tokens)",
+            found=f"{found:,}",
             remedy="Add replay data, lower data.replay_share, or limit the target with `tokens`",
         )
