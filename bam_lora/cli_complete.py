@@ -13,6 +13,23 @@ from typer.core import TyperGroup
 
 # In the order in which a beginner needs them; what is not named comes after, in the order of its registration.
 _FIRST = ("quickstart", "doctor", "init", "check", "run", "status", "report", "export", "eval", "compare", "shrink")
+# One line each in the list of commands; what is longer than a terminal has room for would be cut there.
+_SHORT = {
+    "quickstart": "Shows the whole loop on a tiny model: CPU, offline, minutes.",
+    "doctor": "Looks whether this machine can run it.",
+    "init": "Writes a recipe: asks, or takes flags.",
+    "check": "Says what a recipe will do and need, and whether it can work.",
+    "run": "Runs a recipe, or goes on where it was stopped.",
+    "status": "Says where a run is and what is left.",
+    "report": "Writes a run's report: what was learned, what was forgotten.",
+    "export": "Gives a run as a LoRA adapter, or publishes it on the Hub.",
+    "eval": "Scores a model on texts and benchmarks.",
+    "compare": "Sets runs side by side: learned, forgotten, |ΔW|, cost.",
+    "shrink": "Scores weaker versions of a finished run: λ·ΔW.",
+    "merge": "Merges PEFT LoRA adapters into one, exactly.",
+    "fold": "Adds PEFT LoRA adapters to a model's weights.",
+    "schema": "Prints the recipe's JSON schema, for editors.",
+}
 _METHODS = ("linear", "slerp", "karcher", "model_stock", "ties", "dare_linear", "dare_ties", "breadcrumbs")
 _STORIES = ("german", "bulgarian")
 
@@ -24,6 +41,13 @@ class BeginnersFirst(TyperGroup):
         """The names of the commands, for the help and for completion."""
         names = super().list_commands(ctx)
         return sorted(names, key=lambda name: _FIRST.index(name) if name in _FIRST else len(_FIRST))
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """A command; in the list of commands it is described by a line that a terminal need not cut."""
+        command = super().get_command(ctx, cmd_name)
+        if command is not None:
+            command.short_help = _SHORT.get(cmd_name)
+        return command
 
 
 def methods(incomplete: str) -> list[str]:

@@ -42,7 +42,7 @@ Memory_ = Annotated[
 
 def init(
     file: Annotated[
-        Path | None, typer.Argument(help="The recipe to write. Default: LANGUAGE.yaml.", metavar="[FILE]")
+        Path | None, typer.Argument(help="The recipe to write. Default: LANGUAGE.yaml.", metavar="FILE")
     ] = None,
     language: Language_ = None,
     base: Base_ = None,
