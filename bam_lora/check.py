@@ -16,6 +16,7 @@ from bam_lora.front import Front
 from bam_lora.grown_tokenizer import open_backend
 from bam_lora.hub_metadata import BaseMetadata, base_metadata
 from bam_lora.ledger import LEDGER_FILE
+from bam_lora.memory import readable_bytes
 from bam_lora.module_weights import require_patterns
 from bam_lora.plan import describe_merge, iteration_count, merge_settings
 from bam_lora.planning import require_groups
@@ -56,7 +57,7 @@ def check_recipe(recipe: Recipe, base: BaseMetadata | None = None, *, colour: bo
     require_mergeable(folder, checkpoint, Known(None), Front(recipe).adapter_config(), method, bits)
     lines = [f"base        {recipe.base}: {_parameters(checkpoint):,} parameters"]
     if base.missing_bytes:
-        lines.append(f"download    {base.missing_bytes / 1e9:.2f} GB, when the run starts; commit {base.commit}")
+        lines.append(f"download    {readable_bytes(base.missing_bytes)}, when the run starts; commit {base.commit}")
     lines += template_lines(tokenizer, note) if has_chat(recipe) else []
     lines += source_lines(recipe, tokenizer, colour=colour)
     lines += task_lines(recipe)

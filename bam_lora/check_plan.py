@@ -13,7 +13,7 @@ from bam_lora.check_machine import Machine, free_disk
 from bam_lora.check_tokens import training_tokens
 from bam_lora.errors import UserError
 from bam_lora.fit import MARGIN
-from bam_lora.memory import Component, Estimate, estimate
+from bam_lora.memory import Component, Estimate, estimate, readable_bytes
 from bam_lora.memory_disk import Disk, disk_estimate, steps_of_branch
 from bam_lora.memory_host import Host, host_estimate
 from bam_lora.recipe import Recipe
@@ -62,8 +62,8 @@ class Resources:
             found.append(
                 UserError.of(
                     "disk space for the run",
-                    expected=f"{(disk.peak_bytes + disk.download_bytes) / 1e9:.2f} GB free",
-                    found=f"{self.free_disk_bytes / 1e9:.2f} GB; {largest.bytes / 1e9:.2f} GB are {largest.name}",
+                    expected=f"{readable_bytes(disk.peak_bytes + disk.download_bytes)} free",
+                    found=f"{readable_bytes(self.free_disk_bytes)}; {readable_bytes(largest.bytes)} are {largest.name}",
                     remedy="Free some space or choose another --output",
                 )
             )
@@ -164,11 +164,12 @@ def _ram_table(plan: Resources) -> list[str]:
 
 def _disk_table(plan: Resources) -> list[str]:
     disk = plan.disk
-    head = f"at most {_gb(disk.peak_bytes)} of {_gb(plan.free_disk_bytes)} free, {_gb(disk.end_bytes)} at the end"
+    peak, free, end = map(readable_bytes, (disk.peak_bytes, plan.free_disk_bytes, disk.end_bytes))
+    head = f"at most {peak} of {free} free, {end} at the end"
     lines = [_line("disk", head)]
     if disk.download_bytes:
-        lines.append(_title(f"and {_gb(disk.download_bytes)} to download into the Hub's cache"))
-    return lines + _rows(disk.peak, _gb)
+        lines.append(_title(f"and {readable_bytes(disk.download_bytes)} to download into the Hub's cache"))
+    return lines + _rows(disk.peak, readable_bytes)
 
 
 def _time_lines(plan: Resources) -> list[str]:
@@ -196,7 +197,3 @@ def _sum(parts: Sequence[Component]) -> int:
 
 def _gib(size: int) -> str:
     return f"{size / 2**30:.2f} GiB" if size >= 0.1 * 2**30 else f"{size / 2**20:.1f} MiB"
-
-
-def _gb(size: int) -> str:
-    return f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"

@@ -192,7 +192,7 @@ def _excerpt(row: Mapping[str, Any]) -> str:
 
 
 def _described(role: str, sample: _Sample, column: str | None, colour: bool) -> list[str]:
-    path, limit = sample.source.path, getattr(sample.source, "tokens", None)
+    path, limit = _name(sample.source), getattr(sample.source, "tokens", None)
     parts = [f"at most {limit:,} tokens"] if limit else []
     parts.append(sample.facts)
     if column is not None:
@@ -202,8 +202,15 @@ def _described(role: str, sample: _Sample, column: str | None, colour: bool) -> 
         title, pieces = sample.shown
         ends = _CHAT_ENDS if sample.source.mode == "chat" else _TEXT_ENDS
         lines += [f"{_INDENT}{title}:"]
-        lines += [f"{_INDENT}  {line}" for line in marked_text.draw(marked_text.shorten(pieces, *ends), colour=colour)]
+        shortened = marked_text.shorten(pieces, *ends)
+        width = marked_text.columns() - len(_INDENT) - 2
+        lines += [f"{_INDENT}  {line}" for line in marked_text.draw(shortened, colour=colour, width=width)]
     return lines + [f"note        {path}, the first {sample.rows} rows: {found}" for found in _oddities(sample)]
+
+
+def _name(source: Source | EvaluationSource) -> str:
+    """Its path, with the configuration of a data set: a recipe may read several of one."""
+    return source.path + (f" ({source.name})" if source.name else "")
 
 
 def _oddities(sample: _Sample) -> list[str]:

@@ -15,7 +15,8 @@ from bam_lora.cli_adapters import Run_, export, fold, merge
 from bam_lora.cli_check import check
 from bam_lora.cli_complete import BeginnersFirst, story_languages
 from bam_lora.cli_errors import VERBOSE, command
-from bam_lora.cli_start import doctor, init
+from bam_lora.cli_next import after_run
+from bam_lora.cli_start import INIT_HELP, doctor, init
 from bam_lora.cli_tasks import Limit, NumFewshot, Tasks, specs_of, tasks_text
 from bam_lora.errors import UserError
 
@@ -104,8 +105,8 @@ def run(
     left alone. --extend takes the recipe with a higher bam.slices and more data.target.
 
     Examples:
-        bam-lora run recipes/german/pretrain.yaml
-        bam-lora run recipe.yaml --set strategy=single --output runs/single
+        bam-lora run german.yaml
+        bam-lora run german.yaml --set strategy=single --output runs/single
     """
     from bam_lora.loop import run as start
     from bam_lora.report import render_text, write_report
@@ -118,6 +119,7 @@ def run(
         probe_baseline(Path(wanted.output).expanduser().resolve(), wanted, baseline)
         report = write_report(Path(wanted.output).expanduser())
     typer.echo(render_text([report], None))
+    typer.echo(f"\n{after_run(Path(wanted.output).expanduser())}")
 
 
 @app.command()
@@ -133,7 +135,8 @@ def status(run_directory: Run_) -> None:
     typer.echo(describe_run(run_directory))
 
 
-for adapters_command in (merge, fold, export, init, doctor):
+app.command(help=INIT_HELP)(command(init))
+for adapters_command in (merge, fold, export, doctor):
     app.command()(command(adapters_command))
 
 
@@ -223,7 +226,7 @@ def report(run_directory: Run_, plots: Plots_ = None) -> None:
 
     written = write_report(run_directory)
     typer.echo(render_text([written], None))
-    typer.echo(f"\n{run_directory / 'report.html'}")
+    typer.echo(f"\n{after_run(run_directory)}")
     if plots:
         typer.echo(write_plots(plots, [written]))
 

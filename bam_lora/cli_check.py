@@ -11,9 +11,11 @@ from typing import Annotated, Any
 
 import typer
 
+from bam_lora.cli_next import after_check
 from bam_lora.marked_text import OPEN
 
 _INDENT = 12
+_ROW = " " * 14  # before a line of a row
 
 
 def check(
@@ -44,8 +46,8 @@ def check(
     memory or the disk that are there.
 
     Examples:
-        bam-lora check recipes/german/pretrain.yaml
-        bam-lora check recipe.yaml --fit --gpu-memory 12GB --write fitted.yaml
+        bam-lora check german.yaml
+        bam-lora check german.yaml --fit --gpu-memory 12GB --write fitted.yaml
         bam-lora check fitted.yaml --measure
     """
     from bam_lora.check_report import check_everything
@@ -70,18 +72,21 @@ def check(
         typer.echo(f"{write}: written; it extends {recipe}", err=as_json)
     for problem in found.problems[:1]:
         raise problem
+    chosen = fit and found.fit is not None and bool(found.fit.settings)
+    if not as_json:
+        typer.echo(after_check(recipe, overrides or [], output, fit=chosen, written=write, measured=measure))
 
 
 def _laid_out(lines: list[str]) -> str:
     """On a terminal long lines continue under their text; a file or a pipe gets them whole."""
     if not sys.stdout.isatty():
         return "\n".join(lines)
-    width = max(60, shutil.get_terminal_size().columns)
+    width = max(40, shutil.get_terminal_size().columns)
     return "\n".join(_wrapped(line, width) for line in lines)
 
 
 def _wrapped(line: str, width: int) -> str:
-    if OPEN in line or "\x1b" in line:  # a row of the data, laid out and marked already
+    if OPEN in line or "\x1b" in line or line.startswith(_ROW):  # a row of the data, laid out already
         return line
     options: dict[str, Any] = {"break_on_hyphens": False, "break_long_words": False, "drop_whitespace": True}
     return textwrap.fill(line, width, subsequent_indent=" " * _INDENT, **options) if len(line) > width else line

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+import shutil
 import sys
 from collections.abc import Sequence
 
@@ -11,7 +12,7 @@ from bam_lora.terminal_text import escaped
 
 OPEN, CLOSE = "⟦", "⟧"
 NEW_LINE = "↵"
-_WIDTH = 88
+_WIDTH, _COLUMNS = 88, 102
 _PIECES = 9
 _LINES, _LAST = 16, 3
 _WORD = re.compile(rf"{NEW_LINE}|[^\s{NEW_LINE}]*\s*")
@@ -25,6 +26,13 @@ def wants_colour() -> bool:
 
     console = Console()
     return sys.stdout.isatty() and console.color_system is not None and not console.no_color
+
+
+def columns() -> int:
+    """Columns for a row of the data with what stands before it: the terminal's, 102 in a file or on a wide one."""
+    if not sys.stdout.isatty():
+        return _COLUMNS
+    return max(40, min(_COLUMNS, shutil.get_terminal_size().columns - 2))  # room for the marks
 
 
 def shorten(pieces: Sequence[Piece], head: int, tail: int) -> list[Piece]:

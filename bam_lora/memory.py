@@ -231,6 +231,11 @@ def scoring(recipe: Recipe, shape: BaseShape, work: Work) -> list[Component]:
     ]  # fmt: skip
 
 
+def readable_bytes(size: int) -> str:
+    """Bytes on a disk or from the Hub: 2.05 GB, 11.8 MB."""
+    return f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
+
+
 def total(components: Iterable[Component]) -> int:
     """Bytes of all of them."""
     return sum(one.bytes for one in components)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bam_lora.dense_methods import DENSE_METHODS
-from bam_lora.memory import Component, state_bytes, total
+from bam_lora.memory import Component, readable_bytes, state_bytes, total
 from bam_lora.memory_adapter import adapter_numbers
 from bam_lora.memory_shape import BaseShape
 from bam_lora.plan import iteration_count
@@ -83,7 +83,7 @@ def disk_estimate(
 
 
 def _models(count: int, model: int) -> Component:
-    reason = "the result is the last of them" if count == 1 else f"{count}, of {model / 1e9:.2f} GB each"
+    reason = "the result is the last of them" if count == 1 else f"{count}, of {readable_bytes(model)} each"
     return Component("folded models", count * model, reason)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
 import textwrap
 import unicodedata
 from collections.abc import Mapping, Sequence
@@ -46,13 +48,18 @@ def render_text(reports: Sequence[Mapping[str, Any]], comparison: Mapping[str, A
     return "\n\n".join(parts) + "\n"
 
 
+def _width() -> int:
+    """Columns for sentences: no more than a terminal shows."""
+    return min(_WIDTH, max(40, shutil.get_terminal_size().columns)) if sys.stdout.isatty() else _WIDTH
+
+
 def printable(text: str) -> str:
     """The text on one line, its control and direction characters replaced."""
     return "".join("\N{REPLACEMENT CHARACTER}" if unicodedata.category(c) in ("Cc", "Cf") else c for c in text)
 
 
 def _wrapped(text: str) -> str:
-    return "\n".join(textwrap.wrap(printable(text), _WIDTH))
+    return "\n".join(textwrap.wrap(printable(text), _width()))
 
 
 def _columns(text: str) -> int:
