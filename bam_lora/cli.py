@@ -16,7 +16,7 @@ from bam_lora.cli_check import check
 from bam_lora.cli_complete import BeginnersFirst, story_languages
 from bam_lora.cli_errors import VERBOSE, command
 from bam_lora.cli_next import after_run
-from bam_lora.cli_start import INIT_HELP, doctor, init
+from bam_lora.cli_start import doctor, init
 from bam_lora.cli_tasks import Limit, NumFewshot, Tasks, specs_of, tasks_text
 from bam_lora.errors import UserError
 
@@ -135,7 +135,7 @@ def status(run_directory: Run_) -> None:
     typer.echo(describe_run(run_directory))
 
 
-app.command(help=INIT_HELP)(command(init))
+app.command()(command(init))
 for adapters_command in (merge, fold, export, doctor):
     app.command()(command(adapters_command))
 
