@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import importlib.util
-import itertools
 import re
 import shlex
 from collections.abc import Iterator
@@ -15,7 +14,6 @@ import typer
 
 import bam_lora
 from bam_lora.cli import app
-from bam_lora.recipe import load_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
@@ -102,16 +100,6 @@ def test_options_named_alone_exist(page: Path) -> None:
 def test_the_readme_shows_the_main_commands() -> None:
     shown = {words[0] for words in commands(README)}
     assert {"quickstart", "check", "run", "status", "report", "compare", "merge", "fold", "eval"} <= shown
-
-
-def test_recipes_shown_in_the_readme_load_with_their_overrides() -> None:
-    loaded = 0
-    for first, *rest in commands(README):
-        if first in ("run", "check") and rest[0].startswith("recipes/"):
-            overrides = [value for option, value in itertools.pairwise(rest) if option == "--set"]
-            load_recipe(ROOT / rest[0], overrides)
-            loaded += 1
-    assert loaded >= 4
 
 
 def test_the_two_commands_come_first_and_exist() -> None:
