@@ -223,6 +223,13 @@ def test_options_that_do_not_fit(finished: Path, options: list[str], words: str)
     assert words in done.output
 
 
+def test_hidden_files_are_not_published(tmp_path: Path) -> None:
+    for name in (".env", ".cache/token", "figures/.plane.png", "figures/plane.png", "config.json"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("{}")
+    assert set(public_files(tmp_path)) == {"figures/plane.png", "config.json"}
+
+
 def test_links_out_of_the_folder_are_not_published(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "secret.txt").write_text("secret")
