@@ -124,6 +124,10 @@ def makers_of(shown: Iterable[Shown]) -> dict[str, Shown]:
     for recipe in FULL:
         place = recipe.relative_to(RECIPES.parent).as_posix()
         makers.setdefault(load_recipe(recipe).output, Shown(place, 1, f"bam-lora run {place}"))
+    for output, maker in list(makers.items()):  # the baseline, as the heads of the recipes say it
+        if maker.page.endswith(".yaml"):
+            single = f"{maker.text} --set strategy=single --output {output}-single"
+            makers.setdefault(f"{output}-single", Shown(maker.page, 1, single))
     for one in shown:
         words = one.words if one.kind == "command" else ()
         for at, word in enumerate(words[:-1]):
