@@ -12,7 +12,7 @@ from bam_lora import init_fit
 from bam_lora.errors import UserError
 from bam_lora.init_fragments import Base, default_base, language_data, language_folders, list_bases, recipes_folder
 from bam_lora.init_questions import ask_again, on_terminal, show, show_list
-from bam_lora.init_recipe import Choices, Draft, apply_fit, draft_recipe, recipe_name
+from bam_lora.init_recipe import Choices, Draft, apply_fit, draft_recipe, recipe_name, shorten
 from bam_lora.init_text import amounts, notes, render_recipe
 from bam_lora.store import write_text
 
@@ -131,16 +131,20 @@ def _suitable(choices: Choices, bases: Sequence[Base]) -> Draft:
 
 
 def _fitted(choices: Choices) -> Draft:
-    """A recipe with settings that fit the card."""
-    draft = draft_recipe(choices)
-    if choices.gpu_bytes is None:
+    """A recipe with settings that fit the card, and a base's context and size, as far as they can be known."""
+    draft, base, gpu_bytes = draft_recipe(choices), choices.base, choices.gpu_bytes
+    if gpu_bytes is None and base.parameters:
         return draft
-    base = choices.base
-    recipe = draft.recipe()
-    shape = init_fit.base_shape(recipe.base, base.parameters, base.vocabulary)
-    if shape is not None:
-        like, exact = shape
-        apply_fit(draft, init_fit.fit(recipe, like, choices.gpu_bytes), exact=exact)
+    found = init_fit.base_shape(draft.recipe().base, base.parameters, base.vocabulary)
+    if found is None:
+        return draft
+    shape, exact = found
+    if exact and not base.parameters:  # how much text a number of hours is goes by it
+        draft = draft_recipe(replace(choices, base=base.sized(shape.parameters)))
+    if exact and shape.context is not None:
+        shorten(draft, shape.context)
+    if gpu_bytes is not None:
+        apply_fit(draft, init_fit.fit(draft.recipe(), shape, gpu_bytes), exact=exact)
     return draft
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 from collections.abc import Callable
@@ -59,14 +60,12 @@ def base_shape(model: str, parameters: int, vocabulary: int) -> tuple[BaseShape,
         parameters: Its size, if known.
         vocabulary: Rows of its embedding, if known.
     """
-    from bam_lora.memory_shape import shape_of_config, shape_of_folder
+    from bam_lora.memory_shape import shape_of_config
 
-    for folder in (Path(model).expanduser() / "model", Path(model).expanduser()):
-        if (folder / "config.json").is_file():
-            return shape_of_folder(folder), True
-    config = _config_on_hub(model)
+    config = _config_in_folder(model) or _config_on_hub(model)
     if config is not None:
-        return shape_of_config(config, model), True
+        with contextlib.suppress(UserError):  # an architecture that no estimate can be made of
+            return shape_of_config(config, model), True
     if not parameters:
         return None
     return shape_of_config(_usual_config(parameters, vocabulary or 128_000), model), False
@@ -81,6 +80,15 @@ def fit(recipe: Recipe, shape: BaseShape, gpu_bytes: int) -> Fit:
     from bam_lora.fit import fit_recipe
 
     return fit_recipe(recipe, shape, gpu_bytes)
+
+
+def _config_in_folder(model: str) -> dict[str, Any] | None:
+    """The config.json of a model folder or a finished run; None if it is neither."""
+    for folder in (Path(model) / "model", Path(model)):
+        if (folder / "config.json").is_file():
+            found = json.loads((folder / "config.json").read_bytes())
+            return found if isinstance(found, dict) else None
+    return None
 
 
 def _config_on_hub(model: str) -> dict[str, Any] | None:

@@ -81,6 +81,13 @@ class Base(Fragment):
         match = _CARD.search(self.about)
         return int(match[1]) * 2**30 if match else 0
 
+    def sized(self, parameters: int) -> Base:
+        """The same, with its size in its notes."""
+        unit, name = (1e9, "B") if parameters >= 1e9 else (1e6, "M")
+        return Base(
+            self.name, Commented([*self.file.head, f"{parameters / unit:.3g} {name} parameters."], self.file.tree)
+        )
+
     @property
     def gated(self) -> bool:
         """Whether its terms must be accepted on its page first."""

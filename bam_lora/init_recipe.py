@@ -129,6 +129,17 @@ def apply_fit(draft: Draft, fit: Fit, *, exact: bool) -> None:
         put(draft.tree, key, str(value).lower() if isinstance(value, bool) else str(value))
 
 
+def shorten(draft: Draft, context: int) -> None:
+    """Cuts the sequence length to a base's context, with as many more sequences in a step where that can be."""
+    recipe = draft.recipe()
+    length = recipe.data.sequence_length
+    if length <= context:
+        return
+    put(draft.tree, "data.sequence_length", str(context), "the base's context")
+    accumulation = recipe.training.gradient_accumulation_steps * max(1, length // context)
+    put(draft.tree, "training.gradient_accumulation_steps", str(accumulation))
+
+
 def tokens_per_step(recipe: Recipe) -> int:
     """Tokens of an optimizer step."""
     training = recipe.training

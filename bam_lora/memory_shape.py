@@ -211,7 +211,7 @@ def _number(config: Any, name: str) -> int:
             f"config of a {config.model_type} model",
             expected=f"{name}, which memory is estimated from",
             found=repr(value),
-            remedy="Leave out the estimate by measuring: bam-lora check RECIPE --measure",
+            remedy="Without an estimate there is no check; bam-lora run RECIPE does without one",
         )
     return value
 

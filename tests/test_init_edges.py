@@ -80,3 +80,30 @@ def test_a_recipe_is_planned_within_its_own_limit_or_says_that_it_is_not() -> No
     assert load_recipe("short.yaml").data.target[0].tokens < 1_000_000
     _, shorter = made("qwen3-8b", "shorter.yaml", hours=0.01)
     assert "more than limits.hours, by which the run ends" in shorter
+
+
+@pytest.mark.parametrize("memory", ["12GB", "0"])
+def test_a_base_with_a_short_context_gets_sequences_that_it_can_read(tmp_path: Path, memory: str) -> None:
+    (tmp_path / "short").mkdir()
+    (tmp_path / "short/config.json").write_text(json.dumps({**CONFIG, "max_position_embeddings": 1024}))
+    recipe, _ = made("short", gpu_memory=memory)
+    whole, _ = made("qwen3-0.6b", "whole.yaml", gpu_memory=memory)
+    steps = [one.training.gradient_accumulation_steps * one.training.per_device_train_batch_size
+             * one.data.sequence_length for one in (recipe, whole)]  # fmt: skip
+    assert recipe.data.sequence_length == 1024
+    assert steps[0] == steps[1]
+
+
+def test_the_hours_of_a_base_without_a_fragment_go_by_its_size(tmp_path: Path) -> None:
+    for name, width in (("small", 64), ("wide", 640)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps({**CONFIG, "hidden_size": width, "vocab_size": 512}))
+    tokens = [made(name, f"{name}.yaml", hours=0.001)[0].data.target[0].tokens for name in ("small", "wide")]
+    assert tokens[0] > 5 * tokens[1]
+
+
+def test_a_base_that_no_estimate_can_be_made_of_gets_a_recipe_without(tmp_path: Path) -> None:
+    (tmp_path / "odd").mkdir()
+    (tmp_path / "odd/config.json").write_text(json.dumps({"model_type": "nobody-knows-it"}))
+    made("odd")
+    assert "the size of the base is not known here" in " ".join((tmp_path / "mine.yaml").read_text().split("\n# "))
