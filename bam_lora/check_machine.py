@@ -72,7 +72,13 @@ def ram_bytes() -> int:
 def free_disk(output: str) -> int:
     """Free bytes where a run's folder is or will be."""
     path = Path(output).expanduser().absolute()
-    return shutil.disk_usage(next(one for one in (path, *path.parents) if one.exists())).free
+    return shutil.disk_usage(path if path.exists() else folder_beside(output)).free
+
+
+def folder_beside(output: str) -> Path:
+    """The folder that a run's is or will be in, or the nearest one above it that is there."""
+    path = Path(output).expanduser().absolute()
+    return next(one for one in path.parents if one.is_dir())
 
 
 def parse_memory(text: str) -> int:

@@ -1,4 +1,4 @@
-"""A few real steps of a recipe, for `bam-lora check --measure`: a very short run in a temporary folder.
+"""A few real steps of a recipe, for `bam-lora check --measure`: a very short run in a temporary folder beside its own.
 
 It is the real loop in a process of its own: the base as the recipe loads it, its data, its batch, one branch of a few
 steps, one merge, one fold, a few documents scored. Nothing is left behind. From its times follow the whole run's.
@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bam_lora.check_machine import folder_beside
 from bam_lora.errors import UserError
 from bam_lora.plan import iteration_count
 from bam_lora.recipe import Recipe, dump_recipe, recipe_from_dict
@@ -97,7 +98,8 @@ def measure_run(recipe: Recipe, *, steps: int | None, tokens: int | None) -> Mea
     Raises:
         UserError: If the short run fails, such as for lack of memory.
     """
-    with tempfile.TemporaryDirectory(prefix="bam-lora-measure-") as name:
+    # Not where temporary files go, which may be in memory or small: a whole folded model is written.
+    with tempfile.TemporaryDirectory(prefix=".bam-lora-measure-", dir=folder_beside(recipe.output)) as name:
         folder = Path(name)
         short = short_recipe(recipe)
         (folder / "recipe.yaml").write_text(dump_recipe(short), encoding="utf-8")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -225,17 +226,21 @@ def test_what_is_measured_is_short_and_what_is_left_out_is_said(tiny_base: Path,
 def test_measuring_takes_real_steps_and_leaves_nothing(
     recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import tempfile
+    before, made = sorted(tmp_path.iterdir()), []
+    real = tempfile.mkdtemp
 
-    place = tmp_path / "temporary"
-    place.mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(place))
+    def noted(*arguments: Any, **options: Any) -> str:
+        made.append(real(*arguments, **options))
+        return str(made[-1])
+
+    monkeypatch.setattr(tempfile, "mkdtemp", noted)
     said = call(recipe_file, "--measure", "--json")
     assert said.exit_code == 0, said.output
     found = json.loads(said.stdout)
     measured = found["measured"]
-    assert list(place.iterdir()) == []
-    assert not (tmp_path / "run").exists()
+    assert tmp_path in {Path(folder).parent for folder in made}  # on the disk that the run is planned for
+    assert not any(Path(folder).exists() for folder in made)
+    assert sorted(tmp_path.iterdir()) == before
     assert measured["steps"] == 6
     assert measured["tokens_per_second"] > 0
     assert measured["peak_rss_bytes"] > 300 * 2**20

@@ -53,6 +53,7 @@ TYPED = [
     ("bam-lora check bul", "bam-lora check bulgarian.yaml "),
     ("bam-lora status runs/bul", "bam-lora status runs/bulgarian/"),
 ]
+FEW = TYPED[::3]  # a command, a choice, a file: what a shell's own script can do wrong; bash has them all
 
 
 def test_bash(folder: Path):
@@ -75,7 +76,7 @@ def test_fish(folder: Path):
     fish = shutil.which("fish")
     if fish is None:
         pytest.skip("fish is not installed")
-    for typed, completed in TYPED:
+    for typed, completed in FEW:
         asked = f"source complete.fish; complete --do-complete '{typed}'"
         run = subprocess.run(
             [fish, "--no-config", "-c", asked], cwd=folder, env={**os.environ, **environment(folder)},
@@ -91,7 +92,7 @@ def test_zsh(folder: Path):
     shell = Terminal([zsh, "-f", "-i"], folder, environment(folder))
     shell.answer("$ ", "autoload -Uz compinit; compinit -u; source complete.zsh; unsetopt beep; echo rea''dy")
     shell.see("ready")
-    for typed, completed in TYPED:
+    for typed, completed in FEW:
         shell.see("$ ")
         shell.type(typed + "\t")
         shell.see(completed.split()[-1], 30)
