@@ -20,7 +20,9 @@ DATASET = "HuggingFaceFW/fineweb-2"
 _CONFIG = re.compile(r"[a-z]{3}_[A-Z][a-z]{3}")
 _PARENTHESES = re.compile(r"\s*\([^)]*\)")
 _LIKE = 0.8  # of difflib's ratio: one or two letters wrong in a name
-_REGION = re.compile(r"(?<=^[a-zA-Z]{2})[-_][A-Z]{2}$|(?<=^[a-zA-Z]{3})[-_][A-Z]{2}$")
+_TAG = re.compile(r"([a-zA-Z]{2,3})([-_][a-zA-Z]{4})?[-_][A-Z]{2}")  # pt-BR, sr-Cyrl-RS: a region at its end
+_CODES = {"iw": "he", "in": "id", "ji": "yi", "tl": "fil"}  # old ones, and the one that Filipino is better known by
+_HAN = ("hans", "hant")  # which FineWeb-2 does not tell apart
 _ALMOST_ALL = 0.99  # of the words that a name can mean: the rest is dialects, or another script's few pages
 _ENGLISH = ("english", "en", "eng", "eng latn")
 _SHOWN = 6
@@ -118,7 +120,7 @@ def find_languages(text: str) -> list[Language]:
     Returns:
         One or more; a configuration that the list lacks comes back unverified. Empty if nothing fits.
     """
-    wanted = _REGION.sub("", text.strip())  # pt-BR
+    wanted = _plain_tag(text)
     code, _, script = wanted.replace("-", "_").partition("_")
     exact = f"{code.lower()}_{script.title()}"
     for one in all_languages():
@@ -135,6 +137,16 @@ def find_languages(text: str) -> list[Language]:
         words = set(key.split())
         found = [one for name, held in by_name.items() if words <= set(name.split()) for one in held]
     return sorted(set(found), key=lambda one: (-one.words, one.config))
+
+
+def _plain_tag(text: str) -> str:
+    """A language tag as FineWeb-2's names go: without its region, with newer codes and scripts; a name as it is."""
+    plain = text.strip()
+    tag = _TAG.fullmatch(plain)
+    plain = tag[1] + (tag[2] or "") if tag else plain
+    code, mark, script = plain.replace("-", "_").partition("_")
+    code = _CODES.get(code.lower(), code) if not mark else code
+    return f"{code}_Hani" if script.lower() in _HAN else code if not mark else plain
 
 
 def near_names(text: str) -> list[str]:
@@ -180,7 +192,7 @@ def likeliest(found: Sequence[Language], preferred: Container[str]) -> Language 
 
 def unknown_language(text: str) -> UserError:
     """The error for a text that is no language of the list."""
-    if _key(text) in _ENGLISH:
+    if _key(_plain_tag(text)) in _ENGLISH:
         return UserError.of(
             f"--language {text}",
             expected="a language to learn",

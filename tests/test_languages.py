@@ -35,6 +35,11 @@ def test_the_list_is_whole():
         ("  bulgarian ", "bul_Cyrl"),
         ("български", "bul_Cyrl"),
         ("sr-Latn", "srp_Latn"),
+        ("sr-Cyrl-RS", "srp_Cyrl"),
+        ("zh-Hant", "cmn_Hani"),
+        ("zh_Hans_CN", "cmn_Hani"),
+        ("iw", "heb_Hebr"),
+        ("tl", "fil_Latn"),
         ("srp-Cyrl", "srp_Cyrl"),
         ("Deutsch", "deu_Latn"),
         ("Greek", "ell_Grek"),
@@ -62,6 +67,11 @@ def test_what_means_several_is_listed_with_most_words_first(text: str, first: st
     found = find_languages(text)
     assert (found[0].config, len(found)) == (first, count)
     assert [one.words for one in found] == sorted((one.words for one in found), reverse=True)
+
+
+def test_english_with_a_region_is_english():
+    with pytest.raises(UserError, match="en-GB: expected a language to learn, found the one that the bases know best"):
+        choose_language("en-GB")
 
 
 def test_choosing_takes_a_language_with_a_recipe_or_almost_all_the_words_and_lists_the_rest():
