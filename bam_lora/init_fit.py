@@ -83,10 +83,19 @@ def fit(recipe: Recipe, shape: BaseShape, gpu_bytes: int) -> Fit:
 
 
 def _config_in_folder(model: str) -> dict[str, Any] | None:
-    """The config.json of a model folder or a finished run; None if it is neither."""
+    """The config.json of a model folder or a finished run; None if it is neither.
+
+    Raises:
+        UserError: If the file is damaged.
+    """
     for folder in (Path(model) / "model", Path(model)):
         if (folder / "config.json").is_file():
-            found = json.loads((folder / "config.json").read_bytes())
+            try:
+                found = json.loads((folder / "config.json").read_bytes())
+            except ValueError as error:
+                raise UserError.of(
+                    str(folder / "config.json"), expected="JSON", found=str(error), remedy="Restore the file"
+                ) from None
             return found if isinstance(found, dict) else None
     return None
 

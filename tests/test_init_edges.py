@@ -107,3 +107,10 @@ def test_a_base_that_no_estimate_can_be_made_of_gets_a_recipe_without(tmp_path: 
     (tmp_path / "odd/config.json").write_text(json.dumps({"model_type": "nobody-knows-it"}))
     made("odd")
     assert "the size of the base is not known here" in " ".join((tmp_path / "mine.yaml").read_text().split("\n# "))
+
+
+def test_a_damaged_config_is_named(tmp_path: Path) -> None:
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad/config.json").write_text("{")
+    with pytest.raises(UserError, match=r"config\.json: expected JSON, found"):
+        made("bad")
