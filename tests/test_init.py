@@ -123,16 +123,6 @@ def test_a_small_language_is_used_whole_in_fewer_slices_and_said_to_be_small():
     assert "520 thousand words" in result.stdout
 
 
-def test_hours_set_the_tokens_and_the_slices():
-    tokens = {}
-    for hours in (2, 8, 40):
-        recipe = made("--language", "bg", "--base", "qwen3-4b", "--gpu-memory", "24GB", "--hours", hours, "--force")
-        tokens[hours] = recipe.data.target[0].tokens
-        assert recipe.limits.hours == hours
-    assert tokens[40] == pytest.approx(20 * tokens[2], rel=0.1)
-    assert tokens[8] == pytest.approx(4 * tokens[2], rel=0.1)
-
-
 def test_the_base_suits_the_card():
     parameters = []
     for gigabytes in (6, 12, 24):

@@ -74,6 +74,16 @@ def test_hours_that_are_no_time_are_refused(hours: float) -> None:
         made("qwen3-0.6b", hours=hours)
 
 
+def test_hours_set_the_tokens() -> None:
+    tokens = {}
+    for hours in (2, 8, 40):
+        recipe, _ = made("qwen3-4b", f"{hours}.yaml", gpu_memory="24GB", hours=hours)
+        tokens[hours] = recipe.data.target[0].tokens
+        assert recipe.limits.hours == hours
+    assert tokens[40] == pytest.approx(20 * tokens[2], rel=0.1)
+    assert tokens[8] == pytest.approx(4 * tokens[2], rel=0.1)
+
+
 def test_a_recipe_is_planned_within_its_own_limit_or_says_that_it_is_not() -> None:
     _, short = made("qwen3-8b", "short.yaml", hours=0.3)
     assert "more than limits.hours" not in short

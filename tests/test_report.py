@@ -124,7 +124,7 @@ def test_a_damaged_record_is_an_error_that_names_it(tmp_path: Path, name: str) -
 def test_a_folder_that_is_no_run(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"expected a run directory, found no recipe\.yaml in it"):
         collect(tmp_path)
-    with pytest.raises(UserError, match="expected a run directory, found nothing"):
+    with pytest.raises(UserError, match="expected a run directory, found no such folder"):
         collect(tmp_path / "none")
     (tmp_path / "recipe.yaml").write_text("- 1", encoding="utf-8")
     with pytest.raises(UserError, match="expected a resolved recipe, found list"):
