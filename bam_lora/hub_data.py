@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -150,9 +151,32 @@ def unreadable(wanted: Repository, error: Exception) -> UserError:
             found="one that needs its own code, which is not run",
             remedy="Many have a converted copy: try `revision: refs/convert/parquet`",
         )
-    return known_trouble(error, wanted) or UserError.of(
-        wanted.name,
-        expected="readable data",
-        found=f"{type(error).__name__}: {first_line(error.__cause__ or error)}",
-        remedy="Check the Hub id, `name`, `split`, your access and the network",
+    return (
+        known_trouble(error, wanted)
+        or _misnamed(wanted.name, str(error))
+        or UserError.of(
+            wanted.name,
+            expected="readable data",
+            found=f"{type(error).__name__}: {first_line(error.__cause__ or error)}",
+            remedy="Check the Hub id, `name`, `split`, your access and the network",
+        )
     )
+
+
+def _misnamed(data: str, text: str) -> UserError | None:
+    """The line for a configuration or a split that a data set does not have, from what `datasets` says of it."""
+    for pattern, kind, key in (
+        (r"BuilderConfig '(.*?)' not found", "configuration", "name"),
+        (r"(?:Bad|Unknown) split:? \"?([^\s\".]+)", "split", "split"),
+    ):
+        if (wrong := re.search(pattern, text)) is None:
+            continue
+        there = re.findall(r"'([^']+)'", text[wrong.end() :])
+        near = difflib.get_close_matches(wrong[1], there, n=1)
+        return UserError.of(
+            data,
+            expected=f"a {kind} {wrong[1]!r}",
+            found=some(near + [name for name in there if name not in near]) or "none of that name",
+            remedy=f"Name one of them in this source's `{key}:`" + (f"; it looks like {near[0]!r}" if near else ""),
+        )
+    return None

@@ -64,9 +64,9 @@ def test_offline_a_data_set_is_read_from_the_cache_if_all_of_it_is_there(
     assert texts(source, tmp_path / "c", streaming=False) == ENGLISH[:5]
     with pytest.raises(UserError, match=r"^org/stories: expected all of it in the cache.*--repo-type dataset"):
         texts(TextSource(DATA, "de"), tmp_path / "d", streaming=True)
-    with pytest.raises(UserError, match=r"^org/stories: expected readable data, found .*nowhere.*Check .* `split`"):
+    with pytest.raises(UserError, match=r"^org/stories: expected a split 'nowhere', found train.*`split:`"):
         texts(TextSource(DATA, "en", "nowhere"), tmp_path / "d", streaming=True)
-    with pytest.raises(UserError, match=r"^org/stories: expected readable data, found .*'fr' not found"):
+    with pytest.raises(UserError, match=r"^org/stories: expected a configuration 'fr', found "):
         texts(TextSource(DATA, "fr"), tmp_path / "d", streaming=True)
     with pytest.raises(UserError, match=r"^org/never: expected all of it in the cache"):
         texts(TextSource("org/never"), tmp_path / "d", streaming=True)
@@ -145,8 +145,9 @@ def test_what_is_wrong_with_a_data_set_is_one_line(hub: PatchedHub, tmp_path: Pa
     expect(TextSource(DATA, "de"), "found a token whose account has no access")
     hub.log_in(hub.add_token("hf_test_allowed", user="somebody", access=(DATA,)))
     assert texts(TextSource(DATA, "de", "test"), tmp_path, streaming=True) == GERMAN[:6]
-    expect(TextSource(DATA, "fr"), "org/stories: expected readable data, found .*'fr' not found. Available: .*de.*en")
-    expect(TextSource(DATA, "de", "nowhere"), "org/stories: expected readable data, found .*nowhere")
+    found = "org/stories: expected a configuration 'fr', found de, en. Name one of them in this source's `name:`"
+    expect(TextSource(DATA, "fr"), found)
+    expect(TextSource(DATA, "de", "tran"), "expected a split 'tran', found train, test. .*; it looks like 'train'")
     expect(TextSource(DATA, revision="v9"), "org/stories: expected the revision 'v9'")
     expect(TextSource("org/storeys"), "org/storeys: expected a data set on the Hub, found no data set of that name")
     hub.commit_files(DATA, {"stories.py": "raise SystemExit"}, kind="dataset")
@@ -183,7 +184,7 @@ def test_check_downloads_no_weights_and_says_how_much_a_run_will(
     commit = hub.add_model(BASE, tiny_base)
     add_stories(hub)
     told = check_recipe(a_recipe(tmp_path / "run"))
-    assert f"download    0.00 GB, when the run starts; commit {commit}" in told
+    assert f"download    0.2 MB, when the run starts; commit {commit}" in told
     assert {one.range for one in hub.requests("cdn.*model.safetensors", "GET")} == {"bytes=0-100000"}
     assert not list(hub.home.rglob("*.safetensors"))
     assert not (tmp_path / "run").exists()
