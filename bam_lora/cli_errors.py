@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import inspect
 import os
@@ -9,6 +10,7 @@ import shlex
 import sys
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -37,8 +39,7 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
         except KeyboardInterrupt as interrupt:
             _fail(_interrupted(interrupt), 130)
         except OSError as error:
-            what = error.strerror or first_line(error)
-            _fail(f"{error.filename or 'the system'}: {what}. Put that right and start again", 1)
+            _fail(_refused(error), 1)
         except (MemoryError, RuntimeError) as error:
             if not isinstance(error, MemoryError) and type(error).__name__ != "OutOfMemoryError":
                 raise
@@ -59,6 +60,16 @@ def _fail(message: str, status: int) -> None:
     shown = "\n".join(map(escaped, message.split("\n")))  # it may quote a data set
     typer.echo(f"error: {shown}" if status == 1 else shown, err=True)
     raise typer.Exit(status) from None
+
+
+def _refused(error: OSError) -> str:
+    """What the system would not do, and where; of a temporary file beside its place only the folder is of interest."""
+    what, name = error.strerror or first_line(error), str(error.filename or "the system")
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS) and error.filename:
+        path = Path(os.fsdecode(error.filename)).absolute()
+        name = str(path.parent if path.name.startswith(".") else path)
+        return f"{name}: {what}. Work in a folder of your own, or name a file or --output that you may write to"
+    return f"{name}: {what}. Put that right and start again"
 
 
 def _interrupted(interrupt: KeyboardInterrupt) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 import shlex
 from pathlib import Path
@@ -156,3 +157,13 @@ def test_questions_on_a_narrow_terminal(tmp_path: Path) -> None:
     asked.answer("train on the CPU): ", "")
     assert "type an answer" in asked.see("train on the CPU): ")
     asked.finish("\x03")
+
+
+def test_a_folder_that_may_not_be_written_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(place: Path, text: str) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(place.with_name(".tmp-1-maltese.yaml")))
+
+    monkeypatch.setattr("bam_lora.init.write_text", refuse)
+    refused = call("init", tmp_path / "maltese.yaml", "--language", "Maltese", "--gpu-memory", "0")
+    assert refused.exit_code == 1
+    assert refused.stderr.startswith(f"error: {tmp_path}: Permission denied. Work in a folder of your own")
