@@ -87,7 +87,7 @@ def open_merged_run(run: str | Path) -> tuple[Path, Ledger]:
         UserError: If there is no run or no merge in it, or a file of its ledger is damaged.
     """
     root = Path(run).expanduser().resolve()
-    if not (root / "recipe.yaml").is_file():
+    if not root.is_dir():
         raise no_run(Path(run))
     ledger = Ledger.load(root)
     if not ledger.iterations and not ledger.inherited:

@@ -13,6 +13,7 @@ from bam_lora.errors import UserError, first_line, some
 from bam_lora.hub_errors import Repository, bad_token, endpoint, is_away, is_offline, known_trouble, status_of
 from bam_lora.hub_progress import say
 from bam_lora.hub_public import adapter_card, public_files, public_report, result_card, without_folders
+from bam_lora.memory import readable_bytes
 from bam_lora.report.card import PLANE
 from bam_lora.store import read_record
 
@@ -112,7 +113,7 @@ def _writer(api: Any, repository: str) -> str:
         validate_repo_id(repository)
     except HFValidationError as error:
         raise UserError.of(
-            what, expected="org/name, or name", found=first_line(error), remedy="Choose another name"
+            what, expected="org/name, or name", found=first_line(error).rstrip("."), remedy="Choose another name"
         ) from error
     if is_offline():
         raise UserError.of(
@@ -186,7 +187,9 @@ def _commit(api: Any, wanted: Repository, files: Mapping[str, Path | bytes], the
     # An adapter's config beside a model would make transformers look for the adapter.
     stale = [name for name in there if (name in weights or name in _CONFIGS) and name not in files]
     size = sum(len(one) if isinstance(one, bytes) else one.stat().st_size for one in files.values())
-    say(f"pushing {len(files)} files, {size / 1e9:.2f} GB, to {wanted.name}; what is there already is not sent again")
+    say(
+        f"pushing {len(files)} files, {readable_bytes(size)}, to {wanted.name}; what is there already is not sent again"
+    )
     operations = [CommitOperationDelete(path_in_repo=name) for name in stale]
     operations += [
         CommitOperationAdd(path_in_repo=name, path_or_fileobj=one if isinstance(one, bytes) else str(one))

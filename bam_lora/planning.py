@@ -203,6 +203,7 @@ def describe(plan: Plan, limits: Limits) -> str:
     limited = describe_limits(limits, plan)
     return (
         f"plan: {plan.strategy}, {plan.tokens:,} tokens in {plan.slices} slices, "
-        f"{len(plan.iterations)} iterations of {plan.branches} branches, {sum(steps):,} steps in all; "
+        f"{len(plan.iterations)} iteration{'s' if len(plan.iterations) != 1 else ''} of {plan.branches} "
+        f"branch{'es' if plan.branches != 1 else ''}, {sum(steps):,} steps in all; "
         f"merged by {describe_merge(plan.iterations[-1].merge)}" + (f"; {limited}" if limited else "")
     )

@@ -224,7 +224,7 @@ def _builder(path: str, files: list[Path]) -> str:
             path,
             expected=f"data files of one kind ({', '.join(sorted(_BUILDERS))})",
             found=", ".join(sorted({_suffix(file) or file.name for file in files})),
-            remedy="Give each kind as a source of its own",
+            remedy="Give files of these kinds, each kind as a source of its own",
         )
     return kinds.pop()
 

@@ -91,7 +91,7 @@ def test_aliases_of_aliases_do_not_fill_the_memory(tmp_path):
 
 def test_files_that_cannot_be_read(tmp_path):
     assert failure(tmp_path / "none.yaml").endswith(
-        "none.yaml: expected a recipe, found No such file or directory. Check the path."
+        "none.yaml: expected a recipe, found no such file. Check the path, or write a recipe with `bam-lora init`."
     )
     assert "expected a recipe, found Is a directory" in failure(tmp_path)
     (tmp_path / "latin.yaml").write_bytes("base: für\n".encode("latin-1"))
@@ -158,7 +158,7 @@ def test_extends_that_is_wrong(tmp_path):
     path = write(tmp_path / "a.yaml", "seed: 1\nextends: {x: 1}\n")
     assert f"{path} line 2, extends: expected a file or a list of files" in failure(path)
     path = write(tmp_path / "a.yaml", "extends: gone.yaml\n")
-    assert f"{tmp_path / 'gone.yaml'}, which {path} extends: expected a recipe, found No such file" in failure(path)
+    assert f"{tmp_path / 'gone.yaml'}, which {path} extends: expected a recipe, found no such file" in failure(path)
 
 
 def test_set_overrides(tmp_path):

@@ -59,7 +59,7 @@ def printable(text: str) -> str:
 
 
 def _wrapped(text: str) -> str:
-    return "\n".join(textwrap.wrap(printable(text), _width()))
+    return "\n".join(textwrap.wrap(printable(text), _width(), break_on_hyphens=False))
 
 
 def _columns(text: str) -> int:
