@@ -25,8 +25,9 @@ from bam_lora.recipe import Recipe, load_recipe
 
 CUT = (
     "training.per_device_train_batch_size=8", "training.gradient_accumulation_steps=1", "training.warmup_steps=0",
-    "training.checkpointing=false", "data.sequence_length=64", "evaluation.branches=false",
+    "training.checkpointing=false", "evaluation.branches=false",
 )  # fmt: skip
+LENGTHS = {"text": 64, "chat": 128}  # tokens
 DOCUMENTS, ROWS = 2, 100
 TOKENS_CUT, LEAST_TOKENS = 38_000, 1_300
 
@@ -75,7 +76,7 @@ def cut(load: Callable[..., Recipe]) -> Callable[..., Recipe]:
 
     def quick(path: Any, overrides: Sequence[str] = (), output: str | None = None) -> Recipe:
         whole = load(path, overrides, output)
-        fewer = []
+        fewer = [f"data.sequence_length={LENGTHS[whole.mode]}"]
         for role, sources in (("target", whole.data.target), ("replay", whole.data.replay)):
             for number, source in enumerate(sources):
                 if source.tokens is not None:
