@@ -63,9 +63,11 @@ DATA: dict[str, dict[str, dict[str, list[dict[str, Any]]]]] = {
     "CohereLabs/aya_dataset": {"default": {"train": AYA}},
 }
 _WRITE = "from pathlib import Path; Path('recipe.yaml').write_text('extends: recipes/german/pretrain.yaml')"
+INIT = "bam-lora init"
 PRETRAIN = "bam-lora run recipes/german/pretrain.yaml"
 MADE = {  # what the documents take for granted
     "recipe.yaml": Shown("a recipe of the reader's", 1, _WRITE, "python"),
+    "german.yaml": Shown("a recipe by init", 1, f"{INIT} --language German --base qwen3-4b --gpu-memory 12GB --yes"),
     "runs/german-single": Shown("a baseline", 1, f"{PRETRAIN} --set strategy=single --output runs/german-single"),
     "runs/german-2": Shown("another run", 1, f"{PRETRAIN} --set seed=2 --output runs/german-2"),
 }
