@@ -107,7 +107,10 @@ def file_hashes(base: BaseFiles, cache: Path) -> dict[str, dict[str, Any]]:
     """
     known = (read_record(cache / _HASHES) or {}).get("files", {})
     files: dict[str, dict[str, Any]] = {}
-    shards = open_checkpoint(base.folder).shards
+    try:
+        shards = {*open_checkpoint(base.folder).shards}
+    except UserError:  # a base that is not whole any more: what differs is found and named all the same
+        shards = {path.name for path in base.folder.glob("*.safetensors")}
     for path in sorted(base.folder.iterdir()):
         if not path.is_file() or not (path.name in shards or path.suffix in {".json", ".model", ".jinja", ".txt"}):
             continue

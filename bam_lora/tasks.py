@@ -230,7 +230,9 @@ def score_task(
                 num_fewshot=None if found.local else found.spec.num_fewshot, limit=found.spec.limit, log_samples=True,
                 apply_chat_template=chat, task_manager=_manager(found),
             )  # fmt: skip
-        except (ValueError, KeyError, ImportError, OSError, TemplateError, torch.OutOfMemoryError) as error:
+        except (  # the harness checks data by assertions
+            AssertionError, ValueError, KeyError, ImportError, OSError, TemplateError, torch.OutOfMemoryError,
+        ) as error:  # fmt: skip
             raise _cannot(found, error) from error
     return read_results(
         results, name=found.name, limit=found.spec.limit, harness=harness_version(), truncated=lm.truncated,

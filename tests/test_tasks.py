@@ -13,6 +13,7 @@ import pytest
 from task_kinds import documents, write_task
 
 from bam_lora.base import Loading, load_model, load_tokenizer
+from bam_lora.errors import UserError
 from bam_lora.task_scores import task_line
 from bam_lora.tasks import TaskSpec, find_tasks, score_task
 
@@ -172,3 +173,9 @@ def test_a_group_is_one_score_if_its_tasks_add_up_to_one(
                            for name, count in (("german", 6), ("english", 3)))  # fmt: skip
         assert sorted(found) == sorted(german + english)
     assert scores["name"] == "both"
+
+
+def test_more_examples_than_there_are_documents(tiny_base: Path, files: Path) -> None:
+    found = find_tasks([TaskSpec(str(files / "what_german.yaml"), limit=3, num_fewshot=400)])[0]
+    with pytest.raises(UserError, match="task 'what_german': expected one that can be done, found AssertionError"):
+        score_task(load_model(tiny_base, Loading(16)), load_tokenizer(tiny_base), found, batch_size=4, dtype="float32")
