@@ -142,7 +142,9 @@ def test_a_base_that_the_hub_does_not_have(
     monkeypatch.setattr(init_fit, "detected_memory", lambda: None)
     hub.add_model("org/there", tiny_base, gated=True)
     wanted = ("init", "--language", "German", "--gpu-memory", "12GB", "--base")
-    assert "--base org/nope: expected a model on the Hub, found none of that name" in call(*wanted, "org/nope").stderr
+    for memory in ("12GB", "0"):
+        wrong = call("init", "--language", "German", "--gpu-memory", memory, "--base", "org/nope").stderr
+        assert "--base org/nope: expected a model on the Hub, found none of that name" in wrong
     assert not list(tmp_path.glob("*.yaml"))
     assert call(*wanted, "org/there").exit_code == 0  # gated: it is there
 
