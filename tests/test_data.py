@@ -69,7 +69,7 @@ def test_replay_has_its_exact_share_in_every_slice(
 def test_too_little_replay_is_an_error(german_file: Path, tmp_path: Path, tokenizer: Any) -> None:
     few = write_jsonl(tmp_path / "few.jsonl", ENGLISH[:2])
     sources = [target(german_file), TrainingSource(TextSource(str(few)), "replay")]
-    with pytest.raises(UserError, match=r"data\.replay: expected \d+ tokens \(replay_share 0\.5 .*found \d+\. Add"):
+    with pytest.raises(UserError, match=r"data\.replay: expected [\d,]+ tokens \(replay_share 0\.5 .*found \d+\. Add"):
         make(tmp_path / "01", sources, tokenizer, replay_share=0.5)
 
 
