@@ -139,3 +139,14 @@ def test_names_of_modules_and_files_exist() -> None:
         for span in _SPAN.findall(prose(page)):
             if re.fullmatch(r"(bam_lora|tests|recipes|benchmarks|docs)/[\w./-]+\.(py|yaml|md|json)", span):
                 assert (ROOT / span).exists(), f"{page.name}: {span}"
+
+
+def test_contributing_names_every_module() -> None:
+    table = text_of(ROOT / "CONTRIBUTING.md").partition("| Room |")[2].partition("\n\n")[0]
+    named = [name for row in table.splitlines()[2:] for name in re.findall(r"`(\w+\.py)`", row.split("|")[1])]
+    assert sorted(named) == sorted(path.name for path in (ROOT / "bam_lora").glob("*.py"))
+
+
+def test_the_index_names_every_page() -> None:
+    linked = set(_LINK.findall(text_of(ROOT / "docs" / "README.md")))
+    assert {path.name for path in (ROOT / "docs").glob("*.md")} - {"README.md"} <= linked
