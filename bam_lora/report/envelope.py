@@ -1,7 +1,7 @@
 """The comparison that counts: does a run forget less than its rivals do *at the same target score*?
 
 Every run gives curves of measured models. At the target score of a run's final model, the lower envelope of its rivals'
-curves says how little one has to forget to learn so much by cheaper means. docs/concepts.md has the whole of it.
+curves says how little one has to forget to learn so much by cheaper means. docs/measuring.md has the whole of it.
 """
 
 from __future__ import annotations
