@@ -102,19 +102,22 @@ def _require_flags(flags: Flags) -> None:
 def _preferred(bases: Sequence[Base], own: str | None, gpu_bytes: int | None) -> list[Base]:
     """Bases to try, the largest first: for such a card, free to download, and of these those of many languages.
 
+    Those of the same family as the language's own recipe takes come before all others.
+
     Args:
         bases: All there are.
         own: The one that the language's own recipe takes.
         gpu_bytes: Memory of the card.
     """
+    family = own.partition("-")[0] if own else None  # chosen for the language by its tokenizer (docs/languages.md)
     kept = list(bases)
     for good in (
         lambda base: not base.gated,
         lambda base: base.card_bytes <= (gpu_bytes or 0) * 1.03,  # a card shows a little less than it is sold with
-        lambda base: base.many_languages or base.name == own,
+        lambda base: base.many_languages or base.family == family,
     ):
         kept = [base for base in kept if good(base)] or kept
-    return sorted(kept, key=lambda base: -base.parameters)
+    return sorted(kept, key=lambda base: (base.family != family, -base.parameters))
 
 
 def _suitable(choices: Choices, bases: Sequence[Base]) -> Draft:

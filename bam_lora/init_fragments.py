@@ -58,6 +58,11 @@ class Fragment:
 class Base(Fragment):
     """A base with its settings."""
 
+    @property
+    def family(self) -> str:
+        """Which it is one size of: `qwen3` of `qwen3-8b`."""
+        return self.name.partition("-")[0]
+
     @cached_property
     def model(self) -> str:
         """Its id on the Hub."""

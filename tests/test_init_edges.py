@@ -124,3 +124,10 @@ def test_a_damaged_config_is_named(tmp_path: Path) -> None:
     (tmp_path / "bad/config.json").write_text("{")
     with pytest.raises(UserError, match=r"config\.json: expected JSON, found"):
         made("bad")
+
+
+def test_the_base_is_of_the_family_that_the_languages_recipe_takes(tmp_path: Path) -> None:
+    for language, family in (("Tamil", "apertus"), ("Bulgarian", "qwen3"), ("Manx", "qwen3")):
+        file = tmp_path / f"{language}.yaml"
+        new_recipe(Flags(language, None, None, "12GB", None), file, force=False, asking=False)
+        assert family in load_recipe(file).base.lower()

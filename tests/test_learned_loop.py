@@ -198,7 +198,7 @@ def test_a_base_that_has_changed_is_not_folded_onto(tiny_base: Path, files: Path
 
 
 def test_shrink_wants_a_finished_run(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="expected a run directory, found no recipe.yaml in it"):
+    with pytest.raises(UserError, match=r"expected a run directory, found no recipe\.yaml in it"):
         shrink(tmp_path)
 
 
