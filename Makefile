@@ -6,7 +6,7 @@ BIN := .venv/bin
 TEST_JOBS ?= 2
 READY := .venv/.ready
 
-.PHONY: help setup quickstart test test-slow lint format docs pictures site bench bench-forgetting bench-fold bench-precision \
+.PHONY: help setup quickstart test test-recipes test-slow lint format docs pictures site bench bench-forgetting bench-fold bench-precision \
 	bench-overhead bench-estimates clean
 
 help:
@@ -24,6 +24,7 @@ help:
 	@echo "make bench-precision   what is left of the deltas after many folds, ours and three others"
 	@echo "make bench-overhead   the loop beside plain SFTTrainer, on 8 M and 100 M (ROUNDS=5; FULL=1: hours)"
 	@echo "make bench-estimates  what check estimates of memory and disk against whole runs, 8 M to 500 M"
+	@echo "make test-recipes every pair of a base, a goal and a language of the recipes, four minutes"
 	@echo "make test-slow    the tests that take minutes"
 
 setup: $(READY)
@@ -40,6 +41,9 @@ quickstart: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest -m "not slow and not gpu" -n $(TEST_JOBS) --dist loadfile
+
+test-recipes: $(READY)
+	$(BIN)/python -m pytest -m slow -n $(TEST_JOBS) tests/test_recipes_run.py -k every_pair
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow
