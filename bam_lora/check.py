@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from bam_lora.base import load_tokenizer, require_fitting_base, require_targets
 from bam_lora.check_batch import batch_lines
@@ -30,12 +31,15 @@ from bam_lora.token_learning import require_bpe
 from bam_lora.vocabulary import require_fresh_base
 
 
-def check_recipe(recipe: Recipe, base: BaseMetadata | None = None, *, colour: bool = False) -> str:
+def check_recipe(
+    recipe: Recipe, base: BaseMetadata | None = None, tokenizer: Any = None, *, colour: bool = False
+) -> str:
     """Looks at everything a recipe names and says what a run will do.
 
     Args:
         recipe: A valid recipe.
         base: Its base, where it has been looked at already.
+        tokenizer: The base's, where it is loaded already.
         colour: Mark the trained tokens by colour, for a terminal, not by brackets.
 
     Returns:
@@ -48,7 +52,7 @@ def check_recipe(recipe: Recipe, base: BaseMetadata | None = None, *, colour: bo
     quiet_libraries()
     base = base or base_metadata(recipe.base, recipe.revision)
     folder, checkpoint = base.folder, base.checkpoint
-    tokenizer = load_tokenizer(folder)
+    tokenizer = load_tokenizer(folder) if tokenizer is None else tokenizer
     note = settle_template(tokenizer, recipe.data.chat_template) if has_chat(recipe) else None
     require_fitting_base(recipe.base, folder, tokenizer, recipe.data.sequence_length)
     require_targets(checkpoint, recipe.lora.target_modules)

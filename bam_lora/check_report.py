@@ -87,7 +87,7 @@ def check_everything(
     base = planned_base(recipe)
     chosen = _fitted(recipe, base, machine) if fit else None
     recipe = chosen.applied(recipe) if chosen is not None else recipe
-    text = check_recipe(recipe, base.metadata, colour=colour)
+    text = check_recipe(recipe, base.metadata, base.tokenizer, colour=colour)
     resources = plan_resources(recipe, base, machine)
     short, notes = replay_findings(recipe, base.tokenizer, resources.tokens)
     text = "\n".join([text, *(f"{'note':12}{note}" for note in notes)])

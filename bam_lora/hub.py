@@ -11,7 +11,7 @@ import contextlib
 import glob
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path
@@ -19,7 +19,7 @@ from typing import Any
 
 from bam_lora.errors import UserError
 from bam_lora.hub_cache import cached_folder, cached_sizes, dropped_if_broken
-from bam_lora.hub_errors import Repository, cache_folder, disk_full, explain, is_away, is_offline
+from bam_lora.hub_errors import Repository, cache_folder, disk_full, explain, explained, is_away, is_offline
 from bam_lora.hub_pins import PINS
 from bam_lora.hub_progress import MUCH_BYTES, Watch, say, watching
 from bam_lora.store import read_json
@@ -133,7 +133,7 @@ def fetch_model(
     shards = shard_names(found.folder, found.sizes, wanted.name)
     if weights:
         at = replace(wanted, revision=found.commit)
-        with _explained(at):
+        with explained(at):
             _take(at, {name: found.sizes.get(name, 0) for name in shards}, watch)
         if absent := next((name for name in shards if not (found.folder / name).is_file()), None):
             raise UserError.of(
@@ -153,7 +153,7 @@ def fetch_files(wanted: Repository, patterns: Sequence[str], *, marker: str) -> 
     """
     commit = commit_of(wanted, marker)
     at = replace(wanted, revision=commit)
-    with _explained(at):
+    with explained(at):
         sizes = _listing(at, marker)
         fitting = {
             name: size
@@ -161,16 +161,6 @@ def fetch_files(wanted: Repository, patterns: Sequence[str], *, marker: str) -> 
             if any(fnmatch(name, one) and name.count("/") == one.count("/") for one in patterns)
         }
         return Snapshot(_take(at, fitting, None), commit, sizes)
-
-
-@contextlib.contextmanager
-def _explained(wanted: Repository) -> Iterator[None]:
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:
-        raise explain(error, wanted) from error
 
 
 def _listing(at: Repository, marker: str) -> dict[str, int]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from bam_lora.errors import UserError, first_line
@@ -58,6 +59,17 @@ def explain(error: BaseException, wanted: Repository) -> UserError:
         found=f"{type(error).__name__}: {first_line(error.__cause__ or error)}",
         remedy="Check the name, your access (`hf auth login`) and the network",
     )
+
+
+@contextmanager
+def explained(wanted: Repository, line: Callable[[BaseException, Repository], UserError] = explain) -> Iterator[None]:
+    """Turns what the libraries raise here into a line, by default that of `explain`; a UserError stays as it is."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise line(error, wanted) from error
 
 
 def known_trouble(error: BaseException, wanted: Repository) -> UserError | None:

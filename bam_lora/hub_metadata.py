@@ -15,7 +15,7 @@ from typing import Any
 from bam_lora.checkpoint import Checkpoint, open_checkpoint
 from bam_lora.errors import UserError
 from bam_lora.hub import fetch_model
-from bam_lora.hub_errors import Repository, explain
+from bam_lora.hub_errors import Repository, explained
 from bam_lora.ledger import LEDGER_FILE
 from bam_lora.safetensors_stream import Header, damaged, place_tensors
 
@@ -76,14 +76,9 @@ def _on_the_hub(wanted: Repository) -> BaseMetadata:
     snapshot = fetch_model(wanted, weights=False)
     absent = [file for file in snapshot.weights if not (snapshot.folder / file).is_file()]
     at = Repository(wanted.name, snapshot.commit)
-    try:
-        with ThreadPoolExecutor(_THREADS) as pool:
-            headers = dict(zip(absent, pool.map(lambda file: _remote_header(at, file, snapshot.sizes), absent),
-                               strict=True))  # fmt: skip
-    except UserError:
-        raise
-    except Exception as error:
-        raise explain(error, wanted) from error
+    with explained(wanted), ThreadPoolExecutor(_THREADS) as pool:
+        read = pool.map(lambda file: _remote_header(at, file, snapshot.sizes), absent)
+        headers = dict(zip(absent, read, strict=True))
     checkpoint = open_checkpoint(snapshot.folder, headers)
     return BaseMetadata(
         wanted.name, snapshot.folder, snapshot.commit, checkpoint, sum(snapshot.sizes.get(file, 0) for file in absent)

@@ -10,7 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from bam_lora.errors import UserError, first_line, some
-from bam_lora.hub_errors import Repository, bad_token, endpoint, is_away, is_offline, known_trouble, status_of
+from bam_lora.hub_errors import (
+    Repository,
+    bad_token,
+    endpoint,
+    explained,
+    is_away,
+    is_offline,
+    known_trouble,
+    status_of,
+)
 from bam_lora.hub_progress import say
 from bam_lora.hub_public import adapter_card, public_files, public_report, result_card, without_folders
 from bam_lora.memory import readable_bytes
@@ -65,7 +74,7 @@ def push(
     model = result_folder(RunDirectory(root))
     api = HfApi()
     wanted = Repository(_writer(api, repository), revision)
-    with _explained(wanted):
+    with explained(wanted, _failed):
         files = _published(root, model, folder or model, wanted.name, note)
         before = _repository(api, wanted, private)
         if revision is not None:
@@ -213,16 +222,6 @@ def _quietly() -> Iterator[None]:
         yield
     finally:
         logging.set_verbosity(before)
-
-
-@contextmanager
-def _explained(wanted: Repository) -> Iterator[None]:
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:
-        raise _failed(error, wanted) from error
 
 
 def _failed(error: BaseException, wanted: Repository) -> UserError:
