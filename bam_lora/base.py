@@ -15,7 +15,7 @@ from bam_lora.errors import UserError, first_line
 from bam_lora.hub import fetch_model
 from bam_lora.hub_errors import Repository
 from bam_lora.hub_progress import Watch
-from bam_lora.machine import large_blocks_apart
+from bam_lora.machine import bound_kernel_caches, large_blocks_apart
 from bam_lora.store import hash_file, read_record, write_record
 from bam_lora.views import keep_cpu_kernel_differentiable, settle_8bit_state
 
@@ -251,6 +251,7 @@ def load_model(folder: Path, how: Loading, *, architecture: Any = None, **given:
 
 def settle_loaded(model: Any) -> Any:
     """A loaded model, frozen, in evaluation mode, and fit to be trained on and shared."""
+    bound_kernel_caches()
     keep_cpu_kernel_differentiable(model)
     settle_8bit_state(model)
     model.requires_grad_(False)

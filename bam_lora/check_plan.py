@@ -108,7 +108,6 @@ def plan_resources(recipe: Recipe, base: PlannedBase, machine: Machine, tokens: 
         model,
         device="cpu" if machine.unified else machine.device,
         file_bytes=base.weight_bytes,
-        batches=None if steps is None else steps * recipe.training.gradient_accumulation_steps,
         same_type=computed == base.shape.stored_dtype_bytes,
     )
     disk = disk_estimate(

@@ -16,6 +16,9 @@ from pathlib import Path
 from typing import Any
 
 _MMAP_THRESHOLD = -3  # M_MMAP_THRESHOLD of mallopt
+# Of oneDNN's cache of compiled kernels, and of the one that torch keeps in front of it; each holds 1,024 by default.
+_KERNEL_CACHES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
+_KERNELS_KEPT = 64  # more than a step needs of a batch of one length, which is about 40
 PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate", "datasets", "safetensors",
             "huggingface_hub")  # fmt: skip
 
@@ -87,6 +90,16 @@ def large_blocks_apart() -> Iterator[None]:
         yield
     finally:
         limit(_MMAP_THRESHOLD, 32 << 20)  # the most that glibc raises it to by itself
+
+
+def bound_kernel_caches() -> None:
+    """Has a CPU keep the last few compiled kernels, not 2,048: batches of ever new lengths need new ones anyway.
+
+    They are one for every shape of a product, and up to two megabytes each. Must come before the first product in
+    bfloat16; what the user has set stays.
+    """
+    for name in _KERNEL_CACHES:
+        os.environ.setdefault(name, str(_KERNELS_KEPT))
 
 
 def trim_heap() -> None:

@@ -15,9 +15,8 @@ LIBRARIES_BYTES = 600_000_000
 """Python, torch, transformers, TRL, PEFT, datasets: measured on Linux with the pinned versions."""
 DATA_BYTES = 200_000_000
 """Reading and tokenising two million characters at a time: measured."""
-KERNELS_BYTES = 240_000_000
-"""What oneDNN keeps of a CPU's compiled kernels when its cache of 1,024 is full: measured."""
-_KERNELS_FULL = 25  # batches of different lengths; each makes about 40
+KERNELS_BYTES = 160_000_000
+"""What a CPU's compiled kernels take with caches of 64 (`machine.bound_kernel_caches`): measured."""
 GPU_HOST_BYTES = 2_000_000_000
 """CUDA's libraries and driver in the host's memory, with pinned buffers: assumed."""
 HEAP = 0.5
@@ -52,16 +51,13 @@ class Host:
         return {**sizes, "components": [vars(one) for one in (*self.components, self.mapped)]}
 
 
-def host_estimate(
-    model: Estimate, *, device: str, file_bytes: int, batches: int | None = None, same_type: bool = True
-) -> Host:
+def host_estimate(model: Estimate, *, device: str, file_bytes: int, same_type: bool = True) -> Host:
     """Peak memory of the process.
 
     Args:
         model: What the device that trains needs.
         device: "cpu", where that is the process's own memory, or another.
         file_bytes: The base's weight files, mapped while they load, and on a CPU as long as the model is there.
-        batches: Of the whole run; None: many.
         same_type: Whether the base computes in the type of its files: then its unquantised weights stay in them.
     """
     process = [
@@ -72,8 +68,7 @@ def host_estimate(
     if device != "cpu":
         driver = Component("GPU driver", GPU_HOST_BYTES, "in the host's memory; assumed")
         return Host((*process, driver), mapped)
-    share = 1.0 if batches is None else min(1.0, batches / _KERNELS_FULL)
-    process.append(Component("kernels", round(share * KERNELS_BYTES), "compiled by oneDNN, kept in its cache"))
+    process.append(Component("kernels", KERNELS_BYTES, "compiled by oneDNN, the last ones kept"))
     peaks = [[*process, *(_own(part) if same_type else part), _heap(part)] for part in (model.training, model.scoring)]
     return Host(tuple(max(peaks, key=total)), mapped)
 

@@ -1,4 +1,9 @@
-"""The bases and recipes of the estimates' benchmark: the 8 M base, and random Llamas of about 100 M and 500 M."""
+"""The bases and recipes of the estimates' benchmark: the 8 M base, and random Llamas of about 100 M and 500 M.
+
+A case is a base with a bare recipe ("8m"), which trains a few steps and scores next to nothing, or with an ordinary one
+("8m-text"): replay, every branch and merged model scored on dozens of documents in the default batches, a text
+continued, and so many steps that batches come in ever new lengths.
+"""
 
 from __future__ import annotations
 
@@ -24,13 +29,26 @@ TRAINING: dict[str, dict[str, Any]] = {
     "500m": {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 1, "checkpointing": True},
     "8b": {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "checkpointing": True},
 }
+TEXT: dict[str, dict[str, Any]] = {
+    "8m": {"tokens": 120_000, "documents": 60, "training": TRAINING["8m"]},
+    "tiny": {"tokens": 16_000, "documents": 2, "training": TRAINING["8m"]},
+    "100m": {"tokens": 24_000, "documents": 12,
+             "training": {**TRAINING["100m"], "per_device_train_batch_size": 2, "checkpointing": True}},
+}  # fmt: skip
+"""The bases that have an ordinary recipe, too: training tokens, documents of each evaluation set."""
 LENGTH = 256
 STEPS = 3  # of a branch
 _TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "generation_config.json")
 
 
-def base_folder(name: str, data: Path, work: Path) -> Path:
-    """The folder of a base: the given 8 M one, or a random one, made on the first call."""
+def cases() -> list[str]:
+    """Names of all cases."""
+    return [*TRAINING, *(f"{name}-text" for name in TEXT)]
+
+
+def base_folder(case: str, data: Path, work: Path) -> Path:
+    """The folder of a case's base: the given 8 M one, or a random one, made on the first call."""
+    name = case.removesuffix("-text")
     given = data / "models" / "en-docs-8m"
     if name == "8m":
         return given
@@ -62,7 +80,38 @@ def _make_base(shape: dict[str, int], given: Path, folder: Path) -> None:
     temporary.rename(folder)
 
 
-def recipe_of(name: str, base: Path, data: Path) -> dict[str, Any]:
+def recipe_of(case: str, base: Path, data: Path) -> dict[str, Any]:
+    """The recipe of a case, as plain types."""
+    name = case.removesuffix("-text")
+    return _bare(name, base, data) if name == case else _ordinary(name, base, data)
+
+
+def _ordinary(name: str, base: Path, data: Path) -> dict[str, Any]:
+    """As a user would write it: all that is not said here is at its default."""
+    text = TEXT[name]
+    files = {
+        key: data / "data" / f"{key}.jsonl" for key in ("de_docs.train", "en_books", "de_docs.valid", "en_docs.valid")
+    }
+    return {
+        "base": str(base),
+        "output": "run",
+        "data": {
+            "target": [{"path": str(files["de_docs.train"]), "tokens": text["tokens"]}],
+            "replay": [{"path": str(files["en_books"])}],
+            "replay_share": 0.2,
+            "sequence_length": LENGTH,
+        },
+        "bam": {"slices": 4, "branches": 2},
+        "training": {**text["training"], "learning_rate": 1e-3},
+        "evaluation": {
+            "target": [{"path": str(files["de_docs.valid"]), "documents": text["documents"]}],
+            "source": [{"path": str(files["en_docs.valid"]), "documents": text["documents"]}],
+            "samples": ["Die Funktion"],
+        },
+    }
+
+
+def _bare(name: str, base: Path, data: Path) -> dict[str, Any]:
     """Four slices, two branches, three steps a branch, with checkpoints inside, the merged models scored."""
     training = TRAINING[name]
     per_step = training["per_device_train_batch_size"] * training["gradient_accumulation_steps"] * LENGTH

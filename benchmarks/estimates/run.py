@@ -1,10 +1,10 @@
 """What `bam-lora check` estimates of memory and disk, against what whole runs take, for three sizes of base.
 
-    BAM_LORA_BENCH_DATA=folder python benchmarks/estimates/run.py [--sizes 8m,100m,500m] [--work DIR]
+    BAM_LORA_BENCH_DATA=folder python benchmarks/estimates/run.py [--cases 8m,8m-text,100m,...] [--work DIR]
 
-Each size is one whole run (four slices, two branches, three steps a branch, a little scored) in a process of its own:
-its peak resident set as the system reports it, the peak of its folder, looked at all through the run, and on a GPU the
-peak of what torch reserves, with the context that is assumed. The random bases are made on the first call.
+Each case is one whole run (four slices, two branches; inputs.py says what else) in a process of its own: its peak
+resident set as the system reports it, the peak of its folder, looked at all through the run, and on a GPU the peak of
+what torch reserves, with the context that is assumed. The random bases are made on the first call.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from inputs import SHAPES, base_folder, recipe_of
+import torch
+from inputs import base_folder, cases, recipe_of
 
 import bam_lora
 from bam_lora.check_base import planned_base
@@ -32,6 +33,7 @@ from bam_lora.recipe import dump_recipe, recipe_from_dict
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
+RECORDED = "8m,8m-text,100m,100m-text,500m"
 _PAUSE = 0.02  # seconds between looks at the folder
 
 
@@ -40,29 +42,29 @@ def main() -> None:
     provenance = provenance_of(options)
     data = Path(os.environ["BAM_LORA_BENCH_DATA"]).resolve()
     options.work.mkdir(parents=True, exist_ok=True)
-    results: dict[str, Any] = {"provenance": provenance, "sizes": {}}
-    for name in options.sizes:
-        results["sizes"][name] = attempt(name, data, options)
-        print(table({name: results["sizes"][name]}), flush=True)
-    recorded = "tiny" not in options.sizes
+    results: dict[str, Any] = {"provenance": provenance, "cases": {}}
+    for name in options.cases:
+        results["cases"][name] = attempt(name, data, options)
+        print(table({name: results["cases"][name]}), flush=True)
+    recorded = ",".join(options.cases) == RECORDED
     day = datetime.date.today().isoformat()
     target = HERE / "results" / f"{day}.json" if recorded else options.work / "trial.json"
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(json.dumps(results, indent=2) + "\n")
-    print(table(results["sizes"]), target, sep="\n")
+    print(table(results["cases"]), target, sep="\n")
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / "estimates", help="bases, runs")
-    parser.add_argument("--sizes", default="8m,100m,500m", help=f"of 8m, {', '.join(SHAPES)}, with commas between")
+    parser.add_argument("--cases", default=RECORDED, help=f"of {', '.join(cases())}, with commas between")
     parser.add_argument("--allow-dirty", action="store_true", help="measure a tree with uncommitted changes")
     options = parser.parse_args()
     options.work = options.work.resolve()
-    options.sizes = options.sizes.split(",")
-    unknown = sorted(set(options.sizes) - {"8m", *SHAPES})
+    options.cases = options.cases.split(",")
+    unknown = sorted(set(options.cases) - set(cases()))
     if unknown:
-        parser.error(f"--sizes: expected some of 8m, {', '.join(SHAPES)}, found {', '.join(unknown)}")
+        parser.error(f"--cases: expected some of {', '.join(cases())}, found {', '.join(unknown)}")
     if not os.environ.get("BAM_LORA_BENCH_DATA"):
         sys.exit("error: set BAM_LORA_BENCH_DATA to a folder with data/ and models/ (benchmarks/README.md)")
     return options
@@ -75,7 +77,7 @@ def provenance_of(options: argparse.Namespace) -> dict[str, Any]:
     dirty = [line for line in status.splitlines() if "/results/" not in line]
     if dirty and not options.allow_dirty:
         sys.exit("error: uncommitted changes; commit them first, a result must name the code that gave it")
-    facts = environment(find_machine().device, int(os.environ.get("OMP_NUM_THREADS", "1")))
+    facts = environment(find_machine().device, torch.get_num_threads())
     return {**facts, "command": "make bench-estimates", "dirty": bool(dirty), "load": os.getloadavg()}
 
 
@@ -140,15 +142,15 @@ def folder_bytes(folder: Path) -> int:
     return sum(sizes.values())
 
 
-def table(sizes: dict[str, Any]) -> str:
+def table(measured: dict[str, Any]) -> str:
     """Estimated and measured, as Markdown."""
-    lines = ["| base | what | estimated | measured | estimated / measured |", "|---|---|---|---|---|"]
-    for name, size in sizes.items():
-        for key, measured in size["measured"].items():
+    lines = ["| case | what | estimated | measured | estimated / measured |", "|---|---|---|---|---|"]
+    for name, size in measured.items():
+        for key, taken in size["measured"].items():
             estimated = size["estimated"][key]
             lines.append(
                 f"| {name} ({size['parameters'] / 1e6:.0f} M) | {key} | {estimated / 1e6:,.0f} MB | "
-                f"{measured / 1e6:,.0f} MB | {size['ratio'][key]:.2f} |"
+                f"{taken / 1e6:,.0f} MB | {size['ratio'][key]:.2f} |"
             )
     return "\n".join(lines)
 
