@@ -109,6 +109,7 @@ def plan_resources(recipe: Recipe, base: PlannedBase, machine: Machine, tokens: 
         device="cpu" if machine.unified else machine.device,
         file_bytes=base.weight_bytes,
         same_type=computed == base.shape.stored_dtype_bytes,
+        compiled=computed == 2,
     )
     disk = disk_estimate(
         recipe, base.shape, model_bytes=base.weight_bytes, companion_bytes=base.companion_bytes, tokens=tokens,
@@ -156,9 +157,12 @@ def _memory_table(plan: Resources) -> list[str]:
 
 def _ram_table(plan: Resources) -> list[str]:
     host = plan.host
-    head = f"about {_gib(host.needed_bytes)} of {_gib(plan.machine.ram_bytes)} (estimate)"
+    head = f"about {_gib(host.peak_bytes)} at the peak, of {_gib(plan.machine.ram_bytes)} (estimate)"
     rows = [*host.components, host.mapped]
-    return [_line("RAM", head), *_rows(rows)]
+    lines = [_line("RAM", head), *_rows(rows)]
+    if host.needed_bytes <= plan.machine.ram_bytes < host.peak_bytes:
+        lines.append(_line("note", f"all but the base files has to fit, {_gib(host.needed_bytes)}: it does"))
+    return lines
 
 
 def _disk_table(plan: Resources) -> list[str]:

@@ -15,7 +15,7 @@ LIBRARIES_BYTES = 600_000_000
 """Python, torch, transformers, TRL, PEFT, datasets: measured on Linux with the pinned versions."""
 DATA_BYTES = 200_000_000
 """Reading and tokenising two million characters at a time: measured."""
-KERNELS_BYTES = 160_000_000
+KERNELS_BYTES = 230_000_000
 """What a CPU's compiled kernels take with caches of 64 (`machine.bound_kernel_caches`): measured."""
 GPU_HOST_BYTES = 2_000_000_000
 """CUDA's libraries and driver in the host's memory, with pinned buffers: assumed."""
@@ -51,7 +51,7 @@ class Host:
         return {**sizes, "components": [vars(one) for one in (*self.components, self.mapped)]}
 
 
-def host_estimate(model: Estimate, *, device: str, file_bytes: int, same_type: bool = True) -> Host:
+def host_estimate(model: Estimate, *, device: str, file_bytes: int, same_type: bool = True, compiled: bool = True) -> Host:
     """Peak memory of the process.
 
     Args:
@@ -59,6 +59,7 @@ def host_estimate(model: Estimate, *, device: str, file_bytes: int, same_type: b
         device: "cpu", where that is the process's own memory, or another.
         file_bytes: The base's weight files, mapped while they load, and on a CPU as long as the model is there.
         same_type: Whether the base computes in the type of its files: then its unquantised weights stay in them.
+        compiled: Whether its products are oneDNN's, as they are in bfloat16.
     """
     process = [
         Component("libraries", LIBRARIES_BYTES, "torch, transformers, TRL, PEFT, datasets"),
@@ -68,7 +69,8 @@ def host_estimate(model: Estimate, *, device: str, file_bytes: int, same_type: b
     if device != "cpu":
         driver = Component("GPU driver", GPU_HOST_BYTES, "in the host's memory; assumed")
         return Host((*process, driver), mapped)
-    process.append(Component("kernels", KERNELS_BYTES, "compiled by oneDNN, the last ones kept"))
+    if compiled:
+        process.append(Component("kernels", KERNELS_BYTES, "compiled by oneDNN, the last ones kept"))
     peaks = [[*process, *(_own(part) if same_type else part), _heap(part)] for part in (model.training, model.scoring)]
     return Host(tuple(max(peaks, key=total)), mapped)
 

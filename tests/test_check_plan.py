@@ -71,6 +71,17 @@ def test_the_parts_add_up(tiny_base: Path, files: Path) -> None:
     assert found["problems"] == []
 
 
+def test_ram_is_the_peak_and_mapped_files_need_no_room(tiny_base: Path, files: Path) -> None:
+    host = planned(tiny_base, files).host
+    between = Machine("cpu", "a CPU", host.needed_bytes + 1, host.needed_bytes + 1, assumed=True)
+    plan = planned(tiny_base, files, between)
+    assert plan.problems() == []
+    text = "\n".join(plan.lines())
+    assert f"RAM         about {host.peak_bytes / 2**30:.2f} GiB at the peak, of" in text
+    assert "note        all but the base files has to fit" in text
+    assert "all but the base files" not in "\n".join(planned(tiny_base, files).lines())
+
+
 def test_what_does_not_fit_names_the_largest_part_and_the_remedy(
     tiny_base: Path, files: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
