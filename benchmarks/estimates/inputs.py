@@ -7,9 +7,12 @@ continued, and so many steps that batches come in ever new lengths.
 
 from __future__ import annotations
 
-import shutil
+import sys
 from pathlib import Path
 from typing import Any
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # for common/, as scripts are run by path
+from common.random_base import given_or_random_base
 
 SHAPES: dict[str, dict[str, int]] = {
     "tiny": {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 2,
@@ -38,7 +41,6 @@ TEXT: dict[str, dict[str, Any]] = {
 """The bases that have an ordinary recipe, too: training tokens, documents of each evaluation set."""
 LENGTH = 256
 STEPS = 3  # of a branch
-_TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "generation_config.json")
 
 
 def cases() -> list[str]:
@@ -48,36 +50,7 @@ def cases() -> list[str]:
 
 def base_folder(case: str, data: Path, work: Path) -> Path:
     """The folder of a case's base: the given 8 M one, or a random one, made on the first call."""
-    name = case.removesuffix("-text")
-    given = data / "models" / "en-docs-8m"
-    if name == "8m":
-        return given
-    folder = work / f"base-{name}"
-    if not (folder / "config.json").exists():
-        _make_base(SHAPES[name], given, folder)
-    return folder
-
-
-def _make_base(shape: dict[str, int], given: Path, folder: Path) -> None:
-    import torch
-    from transformers import AutoConfig, LlamaForCausalLM
-
-    config = AutoConfig.from_pretrained(str(given))
-    for key, value in {**shape, "head_dim": shape["hidden_size"] // shape["num_attention_heads"]}.items():
-        setattr(config, key, value)
-    config.tie_word_embeddings = False
-    torch.manual_seed(0)
-    torch.set_default_dtype(torch.bfloat16)
-    try:
-        model = LlamaForCausalLM(config)
-    finally:
-        torch.set_default_dtype(torch.float32)
-    temporary = folder.with_name(folder.name + ".part")
-    shutil.rmtree(temporary, ignore_errors=True)
-    model.save_pretrained(temporary)
-    for name in _TOKENIZER:
-        shutil.copyfile(given / name, temporary / name)
-    temporary.rename(folder)
+    return given_or_random_base(case.removesuffix("-text"), SHAPES, data, work, tied=False)
 
 
 def recipe_of(case: str, base: Path, data: Path) -> dict[str, Any]:

@@ -20,26 +20,27 @@ import time
 from pathlib import Path
 from typing import Any
 
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # for common/, as scripts are run by path
 import torch
+from common.provenance import ROOT, provenance_of
 from inputs import base_folder, cases, recipe_of
 
-import bam_lora
 from bam_lora.check_base import planned_base
 from bam_lora.check_machine import find_machine
 from bam_lora.check_plan import plan_resources
-from bam_lora.machine import environment
 from bam_lora.memory import CONTEXT_BYTES
 from bam_lora.recipe import dump_recipe, recipe_from_dict
 
 HERE = Path(__file__).resolve().parent
-ROOT = HERE.parents[1]
 RECORDED = "8m,8m-text,100m,100m-text,500m"
 _PAUSE = 0.02  # seconds between looks at the folder
 
 
 def main() -> None:
     options = parse()
-    provenance = provenance_of(options)
+    threads, device = torch.get_num_threads(), find_machine().device
+    facts = provenance_of("make bench-estimates", threads, allow_dirty=options.allow_dirty, device=device)
+    provenance = {**facts, "load": os.getloadavg()}
     data = Path(os.environ["BAM_LORA_BENCH_DATA"]).resolve()
     options.work.mkdir(parents=True, exist_ok=True)
     results: dict[str, Any] = {"provenance": provenance, "cases": {}}
@@ -68,17 +69,6 @@ def parse() -> argparse.Namespace:
     if not os.environ.get("BAM_LORA_BENCH_DATA"):
         sys.exit("error: set BAM_LORA_BENCH_DATA to a folder with data/ and models/ (benchmarks/README.md)")
     return options
-
-
-def provenance_of(options: argparse.Namespace) -> dict[str, Any]:
-    if Path(bam_lora.__file__).parents[1] != ROOT:
-        sys.exit(f"error: bam_lora: expected the one in {ROOT}, found {bam_lora.__file__}; use this tree's environment")
-    status = subprocess.check_output(["git", "-C", str(ROOT), "status", "--porcelain"], text=True)
-    dirty = [line for line in status.splitlines() if "/results/" not in line]
-    if dirty and not options.allow_dirty:
-        sys.exit("error: uncommitted changes; commit them first, a result must name the code that gave it")
-    facts = environment(find_machine().device, torch.get_num_threads())
-    return {**facts, "command": "make bench-estimates", "dirty": bool(dirty), "load": os.getloadavg()}
 
 
 def attempt(name: str, data: Path, options: argparse.Namespace) -> dict[str, Any]:

@@ -24,14 +24,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # for common/, as scripts are run by path
 from accuracy import errors
+from common.provenance import provenance_of
 from contenders import PEERS, ROOT, Contender, copying, ours, peers
 from inputs import WEIGHTS, Inputs, make_inputs
 from measuring import Failed, measure, warm
 from tables import table
-
-import bam_lora
-from bam_lora.machine import environment
 
 HERE = Path(__file__).resolve().parent
 MEASURES = ("cp -r", "bam-lora")  # what all others are compared with
@@ -43,7 +42,7 @@ METHOD = (
 
 def main() -> None:
     options = parse()
-    provenance = provenance_of(options)
+    provenance = whence(options)
     names = ["tiny"] if options.tiny else ["1.1b", *(["8b"] if options.large else [])]
     inputs = {name: make_inputs(name, options.work) for name in dict.fromkeys(["tiny", *names])}
     present, absent = peers(options.peers, options.work)
@@ -86,17 +85,11 @@ def parse() -> argparse.Namespace:
     return options
 
 
-def provenance_of(options: argparse.Namespace) -> dict[str, Any]:
-    if Path(bam_lora.__file__).parents[1] != ROOT:
-        sys.exit(f"error: bam_lora: expected the one in {ROOT}, found {bam_lora.__file__}; use this tree's environment")
-    status = subprocess.check_output(["git", "-C", str(ROOT), "status", "--porcelain"], text=True)
-    dirty = [line for line in status.splitlines() if "/results/" not in line]
-    if dirty and not options.allow_dirty:
-        sys.exit("error: uncommitted changes; commit them first, a result must name the code that gave it")
-    facts = environment("cpu", options.threads)
+def whence(options: argparse.Namespace) -> dict[str, Any]:
     command = " ".join(["benchmarks/fold/run.py", "--rounds", str(options.rounds), *(["--large"] * options.large)])
     variables = {key: value for key, value in os.environ.items() if key.startswith(("OMP_", "MKL_", "KMP_"))}
-    return {**facts, "command": command, "dirty": bool(dirty), "variables": variables, "load": os.getloadavg()}
+    facts = provenance_of(command, options.threads, allow_dirty=options.allow_dirty)
+    return {**facts, "variables": variables, "load": os.getloadavg()}
 
 
 def trials(field: Sequence[Contender], tiny: Inputs, options: argparse.Namespace) -> dict[str, str]:

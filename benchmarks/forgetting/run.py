@@ -22,15 +22,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # for common/, as scripts are run by path
 import yaml
+from common.provenance import ROOT, provenance_of
 from tables import beside_recorded, table, write, write_document
 
-from bam_lora.machine import environment
 from bam_lora.report import compare
 
 HERE = Path(__file__).resolve().parent
-ROOT = HERE.parents[1]
 BASES = "bases"
+WRITTEN = ("docs/results.md", "docs/figures/")  # by this script, beside its results
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,9 @@ def main() -> None:
     if not os.environ.get("BAM_LORA_BENCH_DATA"):
         sys.exit("error: set BAM_LORA_BENCH_DATA to a folder with data/ and models/ (benchmarks/README.md)")
     given = [f"--{name} {value}" for name, value in (("subset", options.subset), ("jobs", options.jobs)) if value]
-    provenance = provenance_of(options.allow_dirty, " ".join(["benchmarks/forgetting/run.py", *given]))
+    command = " ".join(["benchmarks/forgetting/run.py", *given])
+    cores = len(os.sched_getaffinity(0))
+    provenance = provenance_of(command, cores, allow_dirty=options.allow_dirty, written=WRITTEN)
     grid = yaml.safe_load((HERE / "grid.yaml").read_text(encoding="utf-8"))
     cells = cells_of(grid, options.subset)
     deadline = time.monotonic() + options.hours * 3600
@@ -100,16 +103,6 @@ def main() -> None:
         else:
             write_document(results, path)
         print(path)
-
-
-def provenance_of(allow_dirty: bool, command: str) -> dict[str, Any]:
-    status = subprocess.check_output(["git", "-C", str(ROOT), "status", "--porcelain"], text=True)
-    written = ("/results/", "docs/results.md", "docs/figures/")  # by this script
-    dirty = [line for line in status.splitlines() if not any(path in line for path in written)]
-    if dirty and not allow_dirty:
-        sys.exit("error: uncommitted changes; commit them first, a result must name the code that gave it")
-    facts = environment("cpu", len(os.sched_getaffinity(0)))
-    return {**facts, "command": command, "dirty": bool(dirty)}
 
 
 def cells_of(grid: dict[str, Any], subset: str | None) -> list[Cell]:

@@ -28,14 +28,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-from inputs import SHAPES, base_folder, documents_for, parameters
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # for common/, as scripts are run by path
+from common.provenance import ROOT, provenance_of
+from common.random_base import given_or_random_base
+from inputs import SHAPES, documents_for, parameters
 from stages import bam_stages, plain_stages, scaled
 
-import bam_lora
-from bam_lora.machine import environment
-
 HERE = Path(__file__).resolve().parent
-ROOT = HERE.parents[1]
 WAYS = ("plain", "bam")
 WHOLE_TOKENS = 500_000
 TOKENS = {"8m": WHOLE_TOKENS, "100m": 64_000, "tiny": 8_000}
@@ -44,7 +43,8 @@ SETTINGS = {"slices": 4, "branches": 2, "sequence_length": 256, "batch_size": 4,
 
 def main() -> None:
     options = parse()
-    provenance = provenance_of(options)
+    facts = provenance_of("make bench-overhead", options.threads, allow_dirty=options.allow_dirty)
+    provenance = {**facts, "load": os.getloadavg()}
     data = Path(os.environ["BAM_LORA_BENCH_DATA"]).resolve()
     results: dict[str, Any] = {"provenance": provenance, "settings": SETTINGS, "sizes": {}}
     for name in options.sizes:
@@ -80,20 +80,10 @@ def parse() -> argparse.Namespace:
     return options
 
 
-def provenance_of(options: argparse.Namespace) -> dict[str, Any]:
-    if Path(bam_lora.__file__).parents[1] != ROOT:
-        sys.exit(f"error: bam_lora: expected the one in {ROOT}, found {bam_lora.__file__}; use this tree's environment")
-    status = subprocess.check_output(["git", "-C", str(ROOT), "status", "--porcelain"], text=True)
-    dirty = [line for line in status.splitlines() if "/results/" not in line]
-    if dirty and not options.allow_dirty:
-        sys.exit("error: uncommitted changes; commit them first, a result must name the code that gave it")
-    facts = environment("cpu", options.threads)
-    return {**facts, "command": "make bench-overhead", "dirty": bool(dirty), "load": os.getloadavg()}
-
-
 def measured(name: str, data: Path, options: argparse.Namespace) -> dict[str, Any]:
     """What the JSON holds of one base."""
-    base, text = base_folder(name, data, options.work), data / "data" / "de_docs.train.jsonl"
+    base = given_or_random_base(name, SHAPES, data, options.work, tied=True)
+    text = data / "data" / "de_docs.train.jsonl"
     wanted = options.tokens or (WHOLE_TOKENS if options.full else TOKENS[name])
     documents, tokens = documents_for(text, base, wanted)
     settings = {

@@ -23,21 +23,18 @@ import json
 import math
 import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # for common/, as scripts are run by path
 import torch
+from common.provenance import ROOT, provenance_of
 from ways import METHODS, Branch
 
-import bam_lora
-from bam_lora.machine import environment
-
 HERE = Path(__file__).resolve().parent
-ROOT = HERE.parents[1]
 RELATIVE_DELTAS = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
 ITERATIONS = (1, 2, 5, 10, 20)
 RANK, BRANCHES = 64, 2
@@ -63,7 +60,7 @@ class Weight:
 
 def main() -> None:
     options = parse()
-    provenance = provenance_of(options.allow_dirty)
+    provenance = provenance_of("make bench-precision", len(os.sched_getaffinity(0)), allow_dirty=options.allow_dirty)
     shutil.rmtree(options.work, ignore_errors=True)
     results: list[dict[str, Any]] = []
     for drift, own in DRIFTS.items():
@@ -95,17 +92,6 @@ def parse() -> argparse.Namespace:
     if options.tiny:
         options.width, options.relative_deltas, options.iterations = 128, (1e-3, 1e-2), (1, 2)
     return options
-
-
-def provenance_of(allow_dirty: bool) -> dict[str, Any]:
-    if Path(bam_lora.__file__).parents[1] != ROOT:
-        sys.exit(f"error: bam_lora: expected the one in {ROOT}, found {bam_lora.__file__}; use this tree's environment")
-    status = subprocess.check_output(["git", "-C", str(ROOT), "status", "--porcelain"], text=True)
-    dirty = [line for line in status.splitlines() if "/results/" not in line]
-    if dirty and not allow_dirty:
-        sys.exit("error: uncommitted changes; commit them first, a result must name the code that gave it")
-    facts = environment("cpu", len(os.sched_getaffinity(0)))
-    return {**facts, "command": "make bench-precision", "dirty": bool(dirty)}
 
 
 def make_weight(number: int, width: int, own: float, relative: float, iterations: int) -> Weight:

@@ -22,8 +22,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # for common/, as scripts are run by path
+from common.provenance import ROOT, provenance_of
+
 HERE = Path(__file__).resolve().parent
-ROOT = HERE.parents[1]
 
 
 def main() -> None:
@@ -36,7 +38,7 @@ def main() -> None:
     options = parser.parse_args()
     if not os.environ.get("BAM_LORA_BENCH_DATA"):
         sys.exit("error: set BAM_LORA_BENCH_DATA to a folder with data/ and models/ (benchmarks/README.md)")
-    provenance = provenance_of(options.allow_dirty)
+    provenance = provenance_of("make bench", len(os.sched_getaffinity(0)), allow_dirty=options.allow_dirty)
     if options.pairs:
         write({"provenance": provenance, "pairs": pairs(options.pairs, options.output)}, "-pairs")
         return
@@ -83,16 +85,6 @@ def pairs(count: int, output: Path) -> list[dict[str, float]]:
             f"pair {number + 1}: plain {seconds['plain']:.0f} s, bam {seconds['bam']:.0f} s, {timed[-1]['ratio']:.3f}"
         )
     return timed
-
-
-def provenance_of(allow_dirty: bool) -> dict[str, Any]:
-    from bam_lora.machine import environment
-
-    status = subprocess.check_output(["git", "-C", str(ROOT), "status", "--porcelain"], text=True)
-    dirty = [line for line in status.splitlines() if "/results/" not in line]
-    if dirty and not allow_dirty:
-        sys.exit("error: uncommitted changes; commit them first, a result must name the code that gave it")
-    return {**environment("cpu", len(os.sched_getaffinity(0))), "command": "make bench", "dirty": bool(dirty)}
 
 
 def plain(folder: Path) -> dict[str, Any]:
