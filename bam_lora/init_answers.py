@@ -124,9 +124,8 @@ def named_base(given: str, bases: Sequence[Base], file: Path) -> Base:
             return base
     require_printable("--base", given)
     local = _expanded(given)
-    if local.exists() or given.startswith((".", "/", "~")):
-        if not local.exists():
-            raise UserError.of(f"--base {given}", expected="a model", found="no such folder", remedy="Check the path")
+    if local.exists() or given.startswith((".", "/", "~")) or _is_among_runs(local):
+        _require_model(given, local)
         path = os.path.relpath(local, file.absolute().parent)
         return _plain_base(local.resolve().name, path if path.startswith(".") else f"./{path}")
     if _HUB_ID.fullmatch(given):
@@ -140,6 +139,26 @@ def named_base(given: str, bases: Sequence[Base], file: Path) -> Base:
         found="none",
         remedy=remedy,
     )
+
+
+def _is_among_runs(path: Path) -> bool:
+    """Whether what is not there would be a run's folder: `runs/bulgarian` could be an id on the Hub just as well."""
+    parent = path.parent
+    return parent != Path() and (parent.name == "runs" or any(parent.glob("*/recipe.yaml")))
+
+
+def _require_model(given: str, local: Path) -> None:
+    """Refuses what is neither a model's folder nor a finished run: `check` could not read it."""
+    if any((folder / "config.json").is_file() for folder in (local / "model", local)):
+        return
+    expected = "a model's folder, a finished run or an id on the Hub (owner/name)"
+    if not local.exists():
+        found, remedy = "no such folder", "Check the path; a run must have ended before another can start from it"
+    elif (local / "recipe.yaml").is_file():
+        found, remedy = "a run that is not finished", f"Finish it first; `bam-lora status {given}` says what is left"
+    else:
+        found, remedy = "no config.json in it", "Check the path"
+    raise UserError.of(f"--base {given}", expected=expected, found=found, remedy=remedy)
 
 
 def require_printable(what: str, name: str) -> None:

@@ -166,6 +166,35 @@ def test_a_base_here_is_named_relative_to_the_recipe(tiny_base: Path):
     assert "(estimate)" in text  # by its own config, not by its size
 
 
+@pytest.mark.parametrize(
+    ("there", "base", "found"),
+    [
+        ((), "runs/german", "no such folder. Check the path; a run must have ended"),
+        (("mine/first/recipe.yaml",), "mine/german", "no such folder"),
+        (("runs/german/recipe.yaml",), "runs/german", "a run that is not finished. .*bam-lora status runs/german"),
+        (("models/x/readme.txt",), "models/x", r"no config\.json in it"),
+        (("models/x",), "models/x", r"no config\.json in it"),
+    ],
+)
+def test_a_base_here_is_a_model_or_a_finished_run(there: tuple[str, ...], base: str, found: str):
+    for name in there:
+        Path(name).parent.mkdir(parents=True)
+        Path(name).write_text("{}")
+    said = error_of(call("--language", "bg", "--gpu-memory", "12GB", "--base", base))
+    expected = r"a model's folder, a finished run or an id on the Hub \(owner/name\)"
+    assert re.search(f"--base {base}: expected {expected}, found {found}", said)
+    assert not list(Path().glob("*.yaml"))
+
+
+def test_a_finished_run_is_a_base_and_so_is_a_hub_id_beside_folders_of_other_things(tiny_base: Path):
+    Path("runs/german").mkdir(parents=True)
+    Path("runs/german/model").symlink_to(tiny_base)
+    assert made("--language", "bg", "--gpu-memory", "8GB", "--base", "runs/german").base.endswith("/runs/german")
+    Path("someone/notes").mkdir(parents=True)
+    recipe = made("--language", "bg", "--gpu-memory", "8GB", "--base", "someone/some-model", "--force")
+    assert recipe.base == "someone/some-model"
+
+
 def test_a_hub_id_that_no_fragment_knows():
     recipe = made("--language", "bg", "--gpu-memory", "12GB", "--base", "someone/some-model")
     assert recipe.base == "someone/some-model"
