@@ -48,3 +48,24 @@ def stop_on_signals() -> Iterator[StopRequest]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def raise_on_terminate() -> Iterator[None]:
+    """SIGTERM raises `Interrupted`, as Ctrl-C raises KeyboardInterrupt, for as long as the context lasts.
+
+    For work that has no safe place to stop at but leaves something to clear away (main thread only).
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_IGN)  # clearing away is not broken off by a second one
+        raise Interrupted(signal.Signals(number).name)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -11,7 +11,6 @@ import os
 import statistics
 import subprocess
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from bam_lora.recipe import Recipe, dump_recipe, recipe_from_dict
 from bam_lora.rundir import RunDirectory
 from bam_lora.scoring import read_set
 from bam_lora.scoring_sets import set_sources
+from bam_lora.scratch import scratch_folder
 from bam_lora.store import read_record
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ STEPS = 6
 _WARM_UP = 2  # steps that are slower than the rest
 _DOCUMENTS = 4
 _LABEL = 12
+_PREFIX = ".bam-lora-measure-"
 
 
 @dataclass(frozen=True)
@@ -97,10 +98,10 @@ def measure_run(recipe: Recipe, *, steps: int | None, tokens: int | None) -> Mea
 
     Raises:
         UserError: If the short run fails, such as for lack of memory.
+        Interrupted: On SIGTERM.
     """
     # Not where temporary files go, which may be in memory or small: a whole folded model is written.
-    with tempfile.TemporaryDirectory(prefix=".bam-lora-measure-", dir=folder_beside(recipe.output)) as name:
-        folder = Path(name)
+    with scratch_folder(folder_beside(recipe.output), _PREFIX) as folder:
         short = short_recipe(recipe)
         (folder / "recipe.yaml").write_text(dump_recipe(short), encoding="utf-8")
         _run(folder)
