@@ -51,7 +51,9 @@ class Host:
         return {**sizes, "components": [vars(one) for one in (*self.components, self.mapped)]}
 
 
-def host_estimate(model: Estimate, *, device: str, file_bytes: int, same_type: bool = True, compiled: bool = True) -> Host:
+def host_estimate(
+    model: Estimate, *, device: str, file_bytes: int, same_type: bool = True, compiled: bool = True
+) -> Host:
     """Peak memory of the process.
 
     Args:
