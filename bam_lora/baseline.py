@@ -137,7 +137,7 @@ def rival_recipe(
     data["replay"] = [  # weights in tokens: the probe's own mix, whatever decided it, and so much of the new
         {**source, "weight": float(tokens)} for source, tokens in zip(data["replay"], replay, strict=True) if tokens
     ] + [
-        {**vars(where), "tokens": size, "weight": float(tokens), "filters": {}}
+        {**where.described(), "tokens": size, "weight": float(tokens), "filters": {}}
         for (where, size), tokens in zip(texts, added, strict=True)
         if tokens
     ]

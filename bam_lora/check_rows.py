@@ -19,8 +19,9 @@ from bam_lora.errors import UserError
 from bam_lora.planning import slicing_of
 from bam_lora.recipe import EvaluationSource, Recipe, Source
 from bam_lora.recipe_chat import trains_chat
+from bam_lora.row_filter import RowFilter
 from bam_lora.slice_groups import ColumnValues
-from bam_lora.sources import OpenSource, TextSource, open_source, read_rows, read_texts, text_source
+from bam_lora.sources import MOST_ROWS, OpenSource, TextSource, open_source, read_rows, read_texts, text_source
 from bam_lora.terminal_text import escaped
 
 _SAMPLE_ROWS = 50
@@ -43,6 +44,7 @@ class _Sample:
     beyond: list[int] = field(default_factory=list)  # those whose answers begin beyond the sequence length
     cut: int = 0
     facts: str = ""
+    filter: RowFilter | None = None
     shown: tuple[str, list[marked_text.Piece]] | None = None  # what it is, and the row
 
 
@@ -76,8 +78,7 @@ def _sample(source: Source | EvaluationSource, tokenizer: Any, limit: int, colum
     where, sample = text_source(source), _Sample(source)
     with tempfile.TemporaryDirectory() as cache:
         opened = open_source(where, streaming=True, cache=Path(cache))
-        if hasattr(opened.rows, "take"):
-            opened.rows = opened.rows.take(_LOOKED_AT)
+        opened.take(_LOOKED_AT if where.where is None else MOST_ROWS)
         values = ColumnValues(where, column) if column is not None else None
 
         def note(number: int, row: Mapping[str, Any]) -> None:
@@ -91,6 +92,7 @@ def _sample(source: Source | EvaluationSource, tokenizer: Any, limit: int, colum
         else:
             _look_at_texts(sample, where, opened, read_texts(where, opened, note=note), tokenizer)
     sample.groups = values.names if values is not None else []
+    sample.filter = opened.filter
     return sample
 
 
@@ -195,6 +197,9 @@ def _described(role: str, sample: _Sample, column: str | None, colour: bool) -> 
     path, limit = _name(sample.source), getattr(sample.source, "tokens", None)
     parts = [f"at most {limit:,} tokens"] if limit else []
     parts.append(sample.facts)
+    if sample.filter is not None:
+        chosen, read = sample.filter.chosen, sample.filter.read
+        parts.append(f"{chosen:,} of the {read:,} rows looked at pass: {sample.filter.where.describe()}")
     if column is not None:
         parts.append(f"{column} {escaped(', '.join(sample.groups))} at its start")
     lines = [f"{role:11} {path}: {'; '.join(parts)}", f"{_INDENT}columns: {describe_columns(sample.columns)}"]
@@ -205,6 +210,8 @@ def _described(role: str, sample: _Sample, column: str | None, colour: bool) -> 
         shortened = marked_text.shorten(pieces, *ends)
         width = marked_text.columns() - len(_INDENT) - 2
         lines += [f"{_INDENT}  {line}" for line in marked_text.draw(shortened, colour=colour, width=width)]
+    unseen = sample.filter.unseen_lines() if sample.filter is not None else []
+    lines += [f"note        {path}: {line}" for line in unseen]
     return lines + [f"note        {path}, the first {sample.rows} rows: {found}" for found in _oddities(sample)]
 
 

@@ -74,7 +74,7 @@ def _source_tokens(source: Source, tokenizer: Any) -> int | None:
 def _file_tokens(source: Source, tokenizer: Any) -> int | None:
     path = Path(source.path)
     where = text_source(source)
-    if not path.is_file() or path.suffix not in _PLAIN or where.mode == "chat":
+    if not path.is_file() or path.suffix not in _PLAIN or where.mode == "chat" or where.where is not None:
         return None
     with tempfile.TemporaryDirectory() as cache:
         opened = open_source(where, streaming=True, cache=Path(cache))

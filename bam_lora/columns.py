@@ -21,7 +21,7 @@ def describe_columns(rows: Iterable[Mapping[str, Any]]) -> str:
         for name, value in row.items():
             found = kinds.setdefault(str(name), {})
             if value is not None:
-                found[_kind(value)] = None
+                found[kind(value)] = None
     named = [f"{escaped(name)} ({' or '.join(found) or 'nothing'})" for name, found in kinds.items()]
     more = len(named) - _SHOWN
     return ", ".join(named[:_SHOWN]) + (f" and {more} more" if more > 0 else "") or "none"
@@ -32,14 +32,15 @@ def names(row: Mapping[str, Any]) -> str:
     return escaped(", ".join(sorted(map(str, row)))) or "none"
 
 
-def _kind(value: Any) -> str:
+def kind(value: Any) -> str:
+    """What sort of value it is, in words: `list of text`."""
     if isinstance(value, Mapping):
         keys = list(map(str, value))
         more = f" and {len(keys) - _KEYS} more" if len(keys) > _KEYS else ""
         return f"mapping of {escaped(', '.join(keys[:_KEYS]))}{more}" if keys else "mapping"
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):
         inner = next((one for one in value if one is not None), None)
-        return "list" if inner is None else f"list of {_kind(inner)}"
+        return "list" if inner is None else f"list of {kind(inner)}"
     return next((name for kind, name in _KINDS if isinstance(value, kind)), type(value).__name__)
 
 

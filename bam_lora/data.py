@@ -156,13 +156,14 @@ def _tokenised(source: TrainingSource, limit: int, tokenizer: Any, work: Path, s
     """Tokenises one source into `work`, or finds it there from an interrupted attempt."""
     chat = source.where.mode == "chat"
     how = {"template": template_digest(tokenizer), "limit": limit} if chat else {}
-    key = digest({"source": asdict(source), "tokenizer": tokenizer_digest(tokenizer), "sieve": sieve.key, **how})
+    wanted = {**asdict(source), "where": source.where.described()}
+    key = digest({"source": wanted, "tokenizer": tokenizer_digest(tokenizer), "sieve": sieve.key, **how})
     folder = work / key[:16]
     found = verify(folder, key) is not None
     if not found:
         say(f"tokenising {source.where.path} ({source.role})")
         with new_folder(folder) as temporary:
-            facts = _tokenise_into(source, limit, tokenizer, temporary, sieve)
+            facts = _tokenise_into(source, limit, tokenizer, temporary, sieve, say)
             shutil.rmtree(temporary / "cache", ignore_errors=True)
             seal(temporary, key, facts)
         dropped = describe_dropped(facts["rows"], facts["dropped"])
@@ -183,7 +184,9 @@ def _tokenised(source: TrainingSource, limit: int, tokenizer: Any, work: Path, s
     )
 
 
-def _tokenise_into(source: TrainingSource, limit: int, tokenizer: Any, folder: Path, sieve: Sieve) -> dict[str, Any]:
+def _tokenise_into(
+    source: TrainingSource, limit: int, tokenizer: Any, folder: Path, sieve: Sieve, say: Say
+) -> dict[str, Any]:
     if tokenizer.eos_token_id is None:
         raise UserError.of(
             f"tokenizer {tokenizer.name_or_path}",
@@ -212,6 +215,8 @@ def _tokenise_into(source: TrainingSource, limit: int, tokenizer: Any, folder: P
             total += sum(map(len, batch.documents))
             if source.tokens is not None and total >= source.tokens:
                 break
+    for line in opened.filter.unseen_lines() if opened.filter is not None else ():
+        say(f"  {source.where.path}: {line}")
     if not lengths and not source.skip_rows:  # an extension may find an old source used up
         raise UserError.of(
             source.where.path,
@@ -228,7 +233,7 @@ def _tokenise_into(source: TrainingSource, limit: int, tokenizer: Any, folder: P
         groups["groups"], arrays["labels"] = column.names, column.labels(rows)
     for name, values in arrays.items():
         (folder / f"{name}.bin").write_bytes(np.asarray(values, dtype=np.int64).tobytes())
-    counts = screen.close(folder, opened.empty_rows)
+    counts = screen.close(folder, opened.empty_rows, opened.left_out)
     facts = {**opened.facts, **counts, "documents": len(lengths), "tokens": total, "bytes": size_bytes, **groups}
     return {**facts, "chat_template": template_digest(tokenizer), **asdict(chat.counts)} if chat else facts
 
@@ -283,7 +288,7 @@ def _source_facts(source: TrainingSource, store: TokenStore, used_tokens: int) -
     if documents == len(store.lengths):  # the rows after the last document hold none
         next_row = max(next_row, source.skip_rows + store.facts["rows"])
     return {
-        **asdict(source.where),
+        **source.where.described(),
         "role": source.role,
         **({"shuffle_buffer": source.shuffle.buffer} if source.shuffle else {}),
         **store.facts,

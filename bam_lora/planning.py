@@ -194,7 +194,8 @@ def is_source(facts: dict[str, Any], source: Source) -> bool:
 
 def _is(facts: dict[str, Any], where: TextSource) -> bool:
     before = {"mode": "text", **facts}  # plans from before there were conversations do not say it
-    return all(before[name] == value for name, value in vars(where).items())
+    said = where.described()
+    return before.get("where") == said.get("where") and all(before[name] == value for name, value in said.items())
 
 
 def describe(plan: Plan, limits: Limits) -> str:

@@ -13,11 +13,12 @@ from bam_lora.recipe_values import Path as KeyPath
 
 _DATA_FILE = re.compile(r"\.(?:json|jsonl|parquet|txt)(?:\.(?:gz|zst|bz2|xz))?\Z", re.IGNORECASE)
 _HUB_ID = re.compile(r"[A-Za-z0-9_][\w.-]*(?:/[\w.-]+)?")
-_SOURCES = (
+SOURCES = (
     ("data", "target"), ("data", "replay"),
     ("evaluation", "target"), ("evaluation", "source"),
     ("selection", "target"), ("selection", "source"),
 )  # fmt: skip
+"""Sections and roles of a recipe whose entries are sources."""
 _TEMPLATE = ("data", "chat_template")
 _TASKS = ("evaluation", "tasks")
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
@@ -62,7 +63,7 @@ def _path_places(values: Mapping[str, Any]) -> Iterator[tuple[KeyPath, Any, Any]
     data = values.get("data")
     if isinstance(data, Mapping) and isinstance(data.get("chat_template"), str):
         yield _TEMPLATE, data, "chat_template"
-    for section, role in _SOURCES:
+    for section, role in SOURCES:
         held = values.get(section)
         sources = held.get(role) if isinstance(held, Mapping) else None
         for number, source in enumerate(sources if isinstance(sources, list) else []):

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
-from bam_lora.recipe_values import TextPattern, Tokens
+from bam_lora.recipe_values import RowsWhere, TextPattern, Tokens
 
 Mode = Literal["text", "chat"]
 _COLUMN = "Column that holds the text; in `mode: chat`, the messages, where it is called none of the usual names."
@@ -69,6 +69,11 @@ class Source(Section):
     mode: Mode | None = Field(
         default=None, description="`chat`: its rows are conversations; `text`: documents; none: as the recipe's `mode`."
     )
+    where: RowsWhere = Field(
+        default=None,
+        description="Use only rows whose columns have these values, such as `{language_code: fin}` or "
+        "`{source: [wiki, news]}`; several columns must all fit. Counted before `tokens`. None: all rows.",
+    )
     tokens: Tokens = Field(
         default=None,
         description="Use at most so many tokens of it: `500k`, `200M`, `1.5B`; none: as many as there are.",
@@ -99,6 +104,7 @@ class EvaluationSource(Section):
     mode: Mode | None = Field(
         default=None, description="`chat`: its rows are conversations; `text`: documents; none: as the recipe's `mode`."
     )
+    where: RowsWhere = Field(default=None, description="Score only rows whose columns have these values, as above.")
     documents: int | None = Field(default=None, ge=1, description="Score only the first so many documents; none: all.")
     set: str = Field(
         default=None,

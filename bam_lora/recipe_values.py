@@ -34,9 +34,11 @@ _TOKENS_WORDS = Words("a number of tokens >= 1, such as 500k, 200M, 1.5B or 1_00
 _MODULES_WORDS = Words("all-linear or a list of module names")
 _TOKEN_ROWS_WORDS = Words("a list of different token numbers, or a mapping from modules to such lists")
 _ROWS_SCHEMA = {"type": "array", "items": {"type": "integer", "minimum": 0}, "uniqueItems": True}
+_SCALAR_SCHEMA = {"type": ["string", "number", "boolean"]}
 _GIVEN_WEIGHTS_WORDS = Words("uniform, tokens or a list with one finite number per branch")
 _PATTERN_WORDS = Words("a regular expression, such as self_attn or layers\\.(0|1)\\.")
 _TEXT_PATTERN_WORDS = Words("a regular expression, such as (?i)cookie, or nothing")
+_WHERE_WORDS = Words("a mapping from columns to a value, or a list of values: text, numbers, true or false; or nothing")
 _SCALES_WORDS = Words("a list of numbers >= 0")
 _WEIGHTS_WORDS = Words("uniform, tokens, learned, search or a list with one finite number per branch")
 
@@ -105,6 +107,18 @@ def _scales(value: Any) -> Any:
     return [float(scale) for scale in value]
 
 
+def _where(value: Any) -> Any:
+    if value is None:
+        return None
+    if not isinstance(value, dict) or not value or not all(isinstance(column, str) and column for column in value):
+        raise wrong_value(_WHERE_WORDS.text)
+    listed = {column: wanted if isinstance(wanted, list) else [wanted] for column, wanted in value.items()}
+    for wanted in listed.values():
+        if not wanted or not all(isinstance(one, str | bool) or is_number(one) for one in wanted):
+            raise wrong_value(_WHERE_WORDS.text)
+    return listed
+
+
 def _pattern(value: Any, words: Words = _PATTERN_WORDS) -> Any:
     try:
         re.compile(value)
@@ -149,6 +163,25 @@ Scales = Annotated[
     BeforeValidator(_scales),
     _SCALES_WORDS,
     WithJsonSchema({"type": "array", "items": {"type": "number", "minimum": 0}, "minItems": 1}),
+]
+RowsWhere = Annotated[
+    dict[str, list[str | bool | int | float]] | None,
+    BeforeValidator(_where),
+    _WHERE_WORDS,
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {
+                    "type": "object",
+                    "minProperties": 1,
+                    "additionalProperties": {
+                        "anyOf": [_SCALAR_SCHEMA, {"type": "array", "items": _SCALAR_SCHEMA, "minItems": 1}]
+                    },
+                },
+                {"type": "null"},
+            ]
+        }
+    ),
 ]
 Pattern = Annotated[str, BeforeValidator(_pattern), _PATTERN_WORDS]
 TextPattern = Annotated[

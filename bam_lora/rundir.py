@@ -13,6 +13,7 @@ from bam_lora.errors import UserError
 from bam_lora.limits import read_ended
 from bam_lora.machine import environment
 from bam_lora.recipe import Recipe, changed_keys, dump_recipe, load_recipe
+from bam_lora.recipe_paths import SOURCES
 from bam_lora.store import digest, read_record, sweep, write_record, write_text
 
 # What an extension of a finished run may change; the rest would make earlier iterations another run's.
@@ -274,4 +275,8 @@ def recipe_key(recipe: Recipe) -> str:
         del values["vocabulary"]
     for name in ("tasks", "task_when"):
         del values["evaluation"][name]
+    for section, role in SOURCES:
+        for source in values[section][role]:
+            if source["where"] is None:  # runs of earlier versions, which had none, keep their key
+                del source["where"]
     return digest({name: value for name, value in values.items() if name not in _UNBINDING})

@@ -103,7 +103,7 @@ def prepare_evaluation(
         context_tokens: The base's context length, or None if unknown.
         read: Reads a set that is not kept yet.
     """
-    wanted = [[s.name, s.role, vars(s.where), s.documents] for s in sources]
+    wanted = [[s.name, s.role, s.where.described(), s.documents] for s in sources]
     chat = any(source.where.mode == "chat" for source in sources)
     template = [template_digest(tokenizer)] if chat else []
     key = digest([wanted, window_bytes, overlap_bytes, tokenizer_digest(tokenizer), *template])

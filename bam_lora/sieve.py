@@ -27,7 +27,7 @@ FINGERPRINTS = "fingerprints.npz"
 _HELD_OUT = "held_out.npz"
 _KEPT_ROWS = "kept_rows.npy"
 _EXCERPT_CHARACTERS = 90
-EMPTY, CONTAMINATED = "empty", "contaminated"
+EMPTY, CONTAMINATED, NOT_WANTED = "empty", "contaminated", "where"
 
 
 @dataclass(frozen=True)
@@ -154,8 +154,13 @@ class SourceSieve:
             self._kept_rows += [numbers[index] for index in kept]
         return kept
 
-    def close(self, folder: Path, empty_rows: int) -> dict[str, Any]:
+    def close(self, folder: Path, empty_rows: int, left_out: int = 0) -> dict[str, Any]:
         """Writes what later sources need into the source's folder, and gives its counts.
+
+        Args:
+            folder: The source's.
+            empty_rows: Rows without text.
+            left_out: Rows that its `where` left out.
 
         Returns:
             `rows` read, `dropped` by reason, `contaminated` (documents with held-out text, whether dropped or not) and
@@ -178,7 +183,9 @@ class SourceSieve:
             with (folder / _HELD_OUT).open("wb") as file:
                 np.savez(file, found=self._found, ngrams=self._ngrams)
         self.dropped += Counter({EMPTY: empty_rows})
-        counts = {"rows": self._rows + empty_rows, "dropped": dict(sorted(self.dropped.items()))}
+        if left_out:
+            self.dropped[NOT_WANTED] += left_out
+        counts = {"rows": self._rows + empty_rows + left_out, "dropped": dict(sorted(self.dropped.items()))}
         return {**counts, "contaminated": self._contaminated, "example": self._example}
 
     def describe_dropped(self) -> str:

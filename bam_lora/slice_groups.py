@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from bam_lora.data_files import DATA_SUFFIXES
 from bam_lora.errors import UserError
 from bam_lora.slicing import Lengths
-from bam_lora.sources import DATA_SUFFIXES, TextSource
+from bam_lora.sources import TextSource
 
 GROUPED = ("by_dataset", "by_column")  # values of data.slicing that deal by groups
 

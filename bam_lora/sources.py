@@ -9,24 +9,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bam_lora import columns
+from bam_lora.data_files import builder_of, file_hashes, find_files
 from bam_lora.errors import UserError, first_line
 from bam_lora.hub_data import hub_data, unreadable
 from bam_lora.hub_errors import Repository
-from bam_lora.store import hash_file
+from bam_lora.row_filter import RowFilter, Where
 
 if TYPE_CHECKING:
     from bam_lora.recipe import EvaluationSource, Source
-
-_BUILDERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".txt": "text"}
-_COMPRESSED = {".gz", ".zst", ".bz2", ".xz"}
-DATA_SUFFIXES = {*_BUILDERS, *_COMPRESSED}
 
 
 @dataclass(frozen=True)
 class TextSource:
     """Where some text is. A `path` that is absolute is local (file, folder or glob), any other is a Hub id.
 
-    `mode` "chat" says that the rows are conversations, not texts.
+    `mode` "chat" says that the rows are conversations, not texts; `where` chooses rows by their columns.
     """
 
     path: str
@@ -35,6 +32,12 @@ class TextSource:
     revision: str | None = None
     text: str = "text"
     mode: str = "text"
+    where: Where | None = None
+
+    def described(self) -> dict[str, Any]:
+        """In plain types, for keys and records; `where` only if there is one: earlier versions had none."""
+        chosen = {"where": self.where.to_json()} if self.where is not None else {}
+        return {**{name: value for name, value in vars(self).items() if name != "where"}, **chosen}
 
     @property
     def is_local(self) -> bool:
@@ -44,7 +47,14 @@ class TextSource:
 
 def text_source(source: Source | EvaluationSource) -> TextSource:
     """Where a source of the recipe is."""
-    return TextSource(source.path, source.name, source.split, source.revision, source.text, source.mode or "text")
+    where = Where.of(source.where)
+    return TextSource(
+        source.path, source.name, source.split, source.revision, source.text, source.mode or "text", where
+    )
+
+
+MOST_ROWS = 100_000
+"""Rows that are looked through at the most where only a sample is wanted and `where` may choose few."""
 
 
 @dataclass
@@ -54,6 +64,19 @@ class OpenSource:
     rows: Any
     facts: dict[str, Any] = field(default_factory=dict)
     empty_rows: int = 0  # rows without text, of those read so far
+    filter: RowFilter | None = None  # what its `where` made of those read so far
+    partial: bool = False  # whether there may be more rows than will be given
+
+    @property
+    def left_out(self) -> int:
+        """Rows that the source's `where` left out, of those read so far."""
+        return self.filter.left_out if self.filter is not None else 0
+
+    def take(self, rows: int) -> None:
+        """Gives the first rows only."""
+        if hasattr(self.rows, "take"):
+            self.rows = self.rows.take(rows)
+            self.partial = True
 
 
 @dataclass(frozen=True)
@@ -91,15 +114,15 @@ def open_source(
     builder = None
     if source.is_local:
         if _is_saved_dataset(Path(source.path)):
-            return OpenSource(_shuffled(_load_saved(source), shuffle), {"files": _hashes([Path(source.path)])})
+            return OpenSource(_shuffled(_load_saved(source), shuffle), {"files": file_hashes([Path(source.path)])})
         files = find_files(source.path)
         if not any(file.stat().st_size for file in files):
-            return OpenSource([], {"files": _hashes(files)})
+            return OpenSource([], {"files": file_hashes(files)})
         arguments.update(data_files=[glob.escape(str(file)) for file in files])
-        builder = _builder(source.path, files)
+        builder = builder_of(source.path, files)
         if builder == "text":
             arguments["sample_by"] = "document"
-        facts: dict[str, Any] = {"files": _hashes(files)}
+        facts: dict[str, Any] = {"files": file_hashes(files)}
     else:
         data = hub_data(_repository(source), commit, streaming=arguments["streaming"])
         facts = {"commit": data.at.revision}
@@ -168,9 +191,13 @@ def read_rows(
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """Row numbers, from 0 in the order of reading, and rows of an open source; `note` sees every one.
 
+    Rows that the source's `where` leaves out are passed over; they count in the numbers.
+
     Raises:
-        UserError: If the data cannot be read.
+        UserError: If the data cannot be read, or `where` names a column or a value that is not there.
     """
+    if source.where is not None and opened.filter is None:
+        opened.filter = RowFilter(source.path, source.where)
     if hasattr(opened.rows, "__len__") and len(opened.rows) <= skip_rows:
         return
     rows = opened.rows.skip(skip_rows) if skip_rows else opened.rows
@@ -179,59 +206,16 @@ def read_rows(
         try:
             number, row = next(iterator)
         except StopIteration:
+            if opened.filter is not None and not skip_rows:  # what is read on may hold none of it
+                opened.filter.require_found(all_values=not opened.partial)
             return
         except Exception as error:
             raise _unreadable(source, error) from error
+        if opened.filter is not None and not opened.filter.takes(row):
+            continue
         if note is not None:
             note(number, row)
         yield number, row
-
-
-def find_files(path: str) -> list[Path]:
-    """The data files a local path, folder or glob stands for, sorted.
-
-    Raises:
-        UserError: If there are none.
-    """
-    if any(character in path for character in "*?[") and not Path(path).exists():
-        found = [Path(name) for name in glob.glob(path, recursive=True)]
-    elif Path(path).is_dir():
-        found = [file for file in Path(path).rglob("*") if _suffix(file) in _BUILDERS]
-    else:
-        found = [Path(path)]
-    files = sorted(file for file in found if file.is_file())
-    if not files:
-        raise UserError.of(
-            path,
-            expected=f"a file, folder or glob with {', '.join(sorted(_BUILDERS))} data",
-            found="no such file" if not Path(path).exists() else "no data file",
-            remedy="Check the path; a relative one is relative to the recipe",
-        )
-    return files
-
-
-def _suffix(file: Path) -> str:
-    suffixes = [suffix.lower() for suffix in file.suffixes]
-    while suffixes and suffixes[-1] in _COMPRESSED:
-        suffixes.pop()
-    return suffixes[-1] if suffixes else ""
-
-
-def _builder(path: str, files: list[Path]) -> str:
-    kinds = {_BUILDERS.get(_suffix(file), "") for file in files}
-    if len(kinds) != 1 or "" in kinds:
-        raise UserError.of(
-            path,
-            expected=f"data files of one kind ({', '.join(sorted(_BUILDERS))})",
-            found=", ".join(sorted({_suffix(file) or file.name for file in files})),
-            remedy="Give files of these kinds, each kind as a source of its own",
-        )
-    return kinds.pop()
-
-
-def _hashes(paths: list[Path]) -> dict[str, str]:
-    files = [file for path in paths for file in (sorted(path.rglob("*")) if path.is_dir() else [path])]
-    return {str(file): hash_file(file) for file in files if file.is_file()}
 
 
 def _is_saved_dataset(path: Path) -> bool:

@@ -55,7 +55,7 @@ BELEBELE = [
 ]
 ARC = [{"id": number, "question": text, "choices": CHOICES, "answerKey": "B"} for number, text in questions()]
 M_ARC = [{"id": number, "instruction": text, "answer": "B", "option_e": "", **OPTIONS} for number, text in questions()]
-AYA = [{"inputs": "Mikä?", "targets": "Tämä.", "language_code": code} for code in ("fin", "bul")]
+AYA = [{"inputs": "Mikä?", "targets": "Tämä.", "language_code": code} for code in ("fin", "eng") * 4]
 DATA: dict[str, dict[str, dict[str, list[dict[str, Any]]]]] = {
     "facebook/belebele": {name: {"test": BELEBELE} for name in ("bul_Cyrl", "deu_Latn")},
     "allenai/ai2_arc": {"ARC-Easy": dict.fromkeys(SPLITS, ARC)},
