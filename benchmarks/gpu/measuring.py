@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Any
 
 INTERVAL_SECONDS = 0.005
+WARM_UP_STEPS = 2  # of a training: kernels are chosen and compiled
 _NVML = "libnvidia-ml.so.1"
 
 
@@ -154,7 +155,7 @@ def settle(device: str) -> None:
 
 
 def step_clock(device: str, on_begin: Callable[[], object] = lambda: None) -> Any:
-    """A transformers callback that times every optimizer step, the device settled at both its ends.
+    """A transformers callback that times every optimizer step with what is done around it, the device settled.
 
     Args:
         device: That trains.
@@ -185,6 +186,5 @@ def step_clock(device: str, on_begin: Callable[[], object] = lambda: None) -> An
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **given: Any) -> None:
             if logs and "loss" in logs:
                 self.losses.append(float(logs["loss"]))
-            self._since = time.perf_counter()
 
     return StepClock()

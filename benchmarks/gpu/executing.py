@@ -1,0 +1,102 @@
+"""Runs one job as a process of its own, with a time limit, and takes its result from the last line that it prints."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+_END_SECONDS = 10.0
+_LONGEST = 500  # characters of a reason
+
+
+class Failed(Exception):
+    """A job gave no result; the message is one line."""
+
+
+def execute(
+    python: str, script: Path, settings: Mapping[str, Any], work: Path, *, seconds: float, environ: Mapping[str, str]
+) -> dict[str, Any]:
+    """Runs `python script SETTINGS.json`, ended with all its children when the time is over.
+
+    Args:
+        python: The interpreter.
+        script: A job's script.
+        settings: What it is given.
+        work: Where its settings and what it says are kept: `job.json`, `job.out`, `job.log`.
+        seconds: It is ended after so many.
+        environ: Its environment.
+
+    Returns:
+        Its result, with the seconds it took as "wall_seconds".
+
+    Raises:
+        Failed: If it ends otherwise than with a result.
+    """
+    work.mkdir(parents=True, exist_ok=True)
+    file, out, log = (work / f"job.{end}" for end in ("json", "out", "log"))
+    file.write_text(json.dumps(settings), encoding="utf-8")
+    started = time.perf_counter()
+    with out.open("w") as said, log.open("w") as complained:
+        child = subprocess.Popen(
+            [python, str(script), str(file)], stdin=subprocess.DEVNULL, stdout=said, stderr=complained,
+            env=dict(environ), process_group=0,
+        )  # fmt: skip
+        try:
+            status = child.wait(seconds)
+        except subprocess.TimeoutExpired:
+            raise Failed(f"not done after {seconds:.0f} s; {reason(log)}") from None
+        finally:
+            _end(child)
+    if status:
+        raise Failed(f"exit status {status}; {reason(log)}")
+    return {**last_line(out), "wall_seconds": time.perf_counter() - started}
+
+
+def last_line(out: Path) -> dict[str, Any]:
+    """The result that a job printed.
+
+    Raises:
+        Failed: If its last line is none.
+    """
+    lines = [line for line in out.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    try:
+        found = json.loads(lines[-1], parse_constant=_refuse)
+    except (IndexError, ValueError) as error:
+        raise Failed(f"its last line: expected JSON, found {lines[-1][:80]!r} ({error})" if lines else "it said nothing"
+                     ) from None  # fmt: skip
+    if not isinstance(found, dict):
+        raise Failed(f"its last line: expected a JSON object, found {lines[-1][:80]!r}")
+    return found
+
+
+def reason(log: Path) -> str:
+    """The last line of what a job complained of, of a chained error the one that says most."""
+    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    memory = [line for line in lines if "out of memory" in line.lower() or "OutOfMemoryError" in line]
+    return (memory or lines or ["it said nothing"])[-1][:_LONGEST]
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is no number")
+
+
+def _end(child: subprocess.Popen[bytes]) -> None:
+    """Ends a job's whole process group, which may hold children that outlive it."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(child.pid, number)
+        except ProcessLookupError:
+            break
+        try:
+            child.wait(_END_SECONDS)
+        except subprocess.TimeoutExpired:
+            continue
+        if child.poll() is not None and number == signal.SIGTERM:
+            time.sleep(0.1)  # its children get as long
+    child.wait()
