@@ -7,7 +7,7 @@ TEST_JOBS ?= 2
 READY := .venv/.ready
 
 .PHONY: help setup quickstart test test-recipes test-slow lint format docs pictures site bench bench-forgetting bench-fold bench-precision \
-	bench-overhead bench-estimates clean
+	bench-overhead bench-estimates bench-gpu clean
 
 help:
 	@echo "make quickstart   the whole loop on the embedded model, CPU, minutes"
@@ -24,6 +24,7 @@ help:
 	@echo "make bench-precision   what is left of the deltas after many folds, ours and three others"
 	@echo "make bench-overhead   the loop beside plain SFTTrainer, on 8 M and 100 M (ROUNDS=5; FULL=1: hours)"
 	@echo "make bench-estimates  what check estimates of memory and disk against whole runs, 8 M to 500 M"
+	@echo "make bench-gpu    an 8 B model on consumer cards: memory, speed beside TRL, fold (MINUTES=30; needs a GPU)"
 	@echo "make test-recipes every pair of a base, a goal and a language of the recipes, four minutes"
 	@echo "make test-slow    the tests that take minutes"
 
@@ -86,6 +87,10 @@ bench-overhead: $(READY)
 
 bench-estimates: $(READY)
 	$(BIN)/python benchmarks/estimates/run.py
+
+MINUTES ?= 30
+bench-gpu: $(READY)
+	$(BIN)/python benchmarks/gpu/run.py --minutes $(MINUTES)
 
 clean:
 	rm -rf .venv quickstart site

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import select
 import subprocess
 import sys
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from typing import Any
 GIB = 1 << 30
 DESKTOP_GIB = 0.8
 _GRAIN = 2 << 20  # what the driver gives out large blocks in multiples of
+_READY_SECONDS = 120.0
 _CLOSE_SECONDS = 30.0
 _TRIES = 1000
 
@@ -62,10 +64,14 @@ class Card:
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environ, process_group=0
         )
         assert self._holder.stdout is not None
+        if not select.select([self._holder.stdout], [], [], _READY_SECONDS)[0]:
+            self._holder.kill()
+            raise CannotHold(f"the holder of the GPU's memory: expected it ready, found it busy for {_READY_SECONDS} s")
         said = self._holder.stdout.readline()
-        if not said:
-            raise CannotHold(f"the holder of the GPU's memory: expected it ready, found status {self._holder.wait()}")
-        facts: dict[str, Any] = json.loads(said)
+        try:
+            facts: dict[str, Any] = json.loads(said)
+        except ValueError:
+            raise CannotHold(f"the holder of the GPU's memory: expected a line of JSON, found {said!r}") from None
         return facts
 
     def _release(self) -> None:

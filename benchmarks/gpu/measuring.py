@@ -13,7 +13,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
-INTERVAL_SECONDS = 0.005
+INTERVAL_SECONDS = 0.02  # torch keeps what it has reserved: what is taken stays long enough to be seen
 WARM_UP_STEPS = 2  # of a training: kernels are chosen and compiled
 _NVML = "libnvidia-ml.so.1"
 

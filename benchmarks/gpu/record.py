@@ -71,7 +71,8 @@ class Record:
 
 def key_of(job: Job, device: str) -> str:
     """What a job's result is a function of, code and machine aside."""
-    return digest([job.kind, job.settings, job.card_gib, device])
+    key: str = digest([job.kind, job.settings, job.card_gib, device])
+    return key
 
 
 def _same_code(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:

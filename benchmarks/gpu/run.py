@@ -15,12 +15,13 @@ import datetime
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # for common/, as scripts are run by path
+from common.provenance import ROOT, provenance_of
 from executing import Failed, execute
 from holding import CannotHold, Card
 from inputs_place import folder_of, is_made
@@ -29,11 +30,9 @@ from plan import SCALES, WAYS, Job, jobs
 from record import Record
 from tables import tables
 
-import bam_lora
 from bam_lora.machine import environment
 
 HERE = Path(__file__).resolve().parent
-ROOT = HERE.parents[1]
 SCRIPTS = {"branch": HERE / "branch_job.py", "fold": HERE / "fold_job.py", "run": HERE / "run_job.py",
            "speed": PEERS / "job.py"}  # fmt: skip
 INSTALL_SECONDS = 300.0  # of a peer's environment, about
@@ -46,8 +45,8 @@ class Session:
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
-        self.record = Record(options.results, provenance_of(options))
-        self.ends = time.monotonic() + 60 * options.minutes
+        self.record = Record(options.results, provenance(options))
+        self.ends: float = time.monotonic() + 60 * options.minutes
         self.environ = environ_of(options)
 
     @property
@@ -111,19 +110,15 @@ def results_file(options: argparse.Namespace) -> Path:
     return before[-1] if before else HERE / "results" / f"{datetime.date.today().isoformat()}-{commit}.json"
 
 
-def provenance_of(options: argparse.Namespace) -> dict[str, Any]:
-    if Path(bam_lora.__file__).parents[1] != ROOT:
-        sys.exit(f"error: bam_lora: expected the one in {ROOT}, found {bam_lora.__file__}; use this tree's environment")
-    facts = environment(options.device, len(os.sched_getaffinity(0)))
-    facts["command"] = "make bench-gpu"
-    if facts["commit"] is None:
-        facts["commit"], dirty = options.commit, options.commit is None
+def provenance(options: argparse.Namespace) -> dict[str, Any]:
+    command, threads = "make bench-gpu", len(os.sched_getaffinity(0))
+    if (ROOT / ".git").exists():
+        facts = provenance_of(command, threads, allow_dirty=options.allow_dirty, device=options.device)
+    elif options.commit is None:  # a copy of a checkout, on a machine that is only lent
+        sys.exit(f"error: {ROOT}: expected a git checkout, or --commit to say of which it is a copy; found neither")
     else:
-        status = subprocess.check_output(["git", "-C", str(ROOT), "status", "--porcelain"], text=True)
-        dirty = any("/results/" not in line for line in status.splitlines())
-    if dirty and not options.allow_dirty:
-        sys.exit("error: uncommitted changes, or no git checkout and no --commit; a result must name the code of it")
-    return {**facts, "dirty": dirty, "load": os.getloadavg()}
+        facts = {**environment(options.device, threads), "command": command, "commit": options.commit, "dirty": False}
+    return {**facts, "load": os.getloadavg()}
 
 
 def environ_of(options: argparse.Namespace) -> dict[str, str]:

@@ -125,9 +125,10 @@ def runs(jobs: Mapping[str, Any]) -> str:
     rows = []
     for name, one in of_kind(jobs, "run"):
         result = one["result"]
-        stages = {**result["seconds_by_stage"], "set up a trainer": result["setup_seconds"],
-                  "write an adapter": result["write_seconds"], "first load": result["load_seconds"],
-                  "all": result["wall_seconds"]}  # fmt: skip
+        change, scored = result["setup_seconds"] + result["write_seconds"], result["evaluation"]
+        stages = {**result["seconds_by_stage"], "first load, quantised": result["load_seconds"],
+                  "change of branch: an adapter written, a trainer set up": change,
+                  f"scoring {scored['bytes']:,} bytes": scored["seconds"], "all": result["wall_seconds"]}  # fmt: skip
         rows += [[name, stage, f"{seconds:.2f}"] for stage, seconds in stages.items()]
         memory = result["memory"]
         rows.append([name, "peak memory (driver), GiB", gib(memory["peak_driver_bytes"])])
