@@ -2,9 +2,9 @@
 
 One iteration of K branches of T tokens each. Plain training takes K T / speed. The loop takes that and, once an
 iteration, load + merge + fold + the rest of the run, and for each branch its setting up and the writing of its adapter.
-Scoring aside, which plain training would want as well, and preparing the data, which both do. The rest holds what
-is done once a run, imports and report, as if every iteration did it, and plain training's own loading and setting up are
-not counted for it: both are against us.
+Scoring aside, which plain training would want as well, and preparing the data, which both do. The rest holds what is
+done once a run, imports and report, as if every iteration did it. Plain training's own loading and setting up are not
+counted for it. Both are against us.
 """
 
 from __future__ import annotations
