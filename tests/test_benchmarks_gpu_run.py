@@ -257,6 +257,18 @@ def test_results_of_other_code_are_begun_anew(
     assert (work / "branches").read_text() == "xxxxxx"
 
 
+def test_results_of_another_gpu_are_left_alone(
+    faked: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    work = tmp_path / "work"
+    before = call(faked, monkeypatch, work, "--minutes", "0.1")
+    before["machine"]["name"] = "NVIDIA H200"
+    (work / "trial.json").write_text(json.dumps(before))
+    with pytest.raises(SystemExit, match=r"expected results of CPU, found those of NVIDIA H200; name another file"):
+        call(faked, monkeypatch, work)
+    assert json.loads((work / "trial.json").read_text()) == before
+
+
 def test_what_does_not_fit_into_the_time_is_passed_over(
     faked: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -14,6 +14,10 @@ from shows import must_show
 from bam_lora.store import digest, read_json, write_json
 
 
+class OtherMachine(Exception):
+    """Results of one GPU are not gone on with on another; the message is one line."""
+
+
 class Record:
     """What is known so far.
 
@@ -42,10 +46,14 @@ class Record:
         return known is not None and known["key"] == key_of(job, device) and not (retry and "error" in known)
 
     def machine(self, facts: Mapping[str, Any]) -> None:
-        """Notes the machine; results of another one are dropped."""
+        """Notes the machine.
+
+        Raises:
+            OtherMachine: If the results are another one's.
+        """
         before = self.values["machine"]
         if before is not None and before["name"] != facts["name"]:
-            self.values["jobs"] = {}
+            raise OtherMachine(f"{self.path}: expected results of {facts['name']}, found those of {before['name']}")
         self.values["machine"] = dict(facts)
         self.save()
 

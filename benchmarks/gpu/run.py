@@ -27,7 +27,7 @@ from holding import CannotHold, Card
 from inputs_place import folder_of, is_made
 from peer_python import OWN_ENVIRONMENTS, PEERS, is_ready
 from plan import SCALES, WAYS, Job, jobs
-from record import Record
+from record import OtherMachine, Record
 from tables import tables
 
 from bam_lora.machine import environment
@@ -65,7 +65,10 @@ def main() -> None:
     options = parse()
     options.work.mkdir(parents=True, exist_ok=True)
     session = Session(options)
-    session.record.machine(machine_facts(session))
+    try:
+        session.record.machine(machine_facts(session))
+    except OtherMachine as error:
+        sys.exit(f"error: {error}; name another file with --results")
     todo = jobs(options.shapes, options.ways)
     for number, job in enumerate(todo):
         if not session.record.is_done(job, options.device, retry=options.retry):
