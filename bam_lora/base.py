@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 from bam_lora.attention import AUTO, choose_attention
 from bam_lora.checkpoint import Checkpoint, open_checkpoint
 from bam_lora.errors import UserError, first_line
+from bam_lora.gpu_memory import OutOfMemory, room_for, set_allocator
 from bam_lora.hub import fetch_model
 from bam_lora.hub_errors import Repository
 from bam_lora.hub_progress import Watch
@@ -20,6 +21,7 @@ from bam_lora.store import hash_file, read_record, write_record
 from bam_lora.views import keep_cpu_kernel_differentiable, settle_8bit_state
 
 _HASHES = "base_files.json"
+_SMALLER = "Close what else uses the memory, hold the base in 4 bits (quantization.bits), or take a smaller base"
 
 
 @dataclass(frozen=True)
@@ -222,6 +224,7 @@ def load_model(folder: Path, how: Loading, *, architecture: Any = None, **given:
     import torch
     from transformers import AutoModelForCausalLM
 
+    set_allocator()
     where = device()
     if where not in ("cpu", "mps"):  # accelerate wants the index: a bare "cuda" is not "the device you train on"
         where = f"{where}:{torch.accelerator.current_device_index()}"
@@ -232,12 +235,12 @@ def load_model(folder: Path, how: Loading, *, architecture: Any = None, **given:
         arguments["attn_implementation"] = attention
     arguments.update(given)
     try:
-        with large_blocks_apart() if where == "cpu" else nullcontext():
+        with room_for(f"loading {folder} in {how.bits} bits", _SMALLER), _heap_of(where):
             model, loaded = (architecture or AutoModelForCausalLM).from_pretrained(
                 str(folder), local_files_only=True, output_loading_info=True, **arguments
             )
-    except torch.OutOfMemoryError as error:
-        raise UserError(f"{folder}: the {how.bits}-bit model does not fit into the memory of {where}") from error
+    except OutOfMemory:
+        raise
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError.of(
             str(folder),
@@ -247,6 +250,10 @@ def load_model(folder: Path, how: Loading, *, architecture: Any = None, **given:
         ) from error
     _require_all_loaded(folder, loaded)
     return settle_loaded(model)
+
+
+def _heap_of(where: str) -> AbstractContextManager[None]:
+    return large_blocks_apart() if where == "cpu" else nullcontext()
 
 
 def settle_loaded(model: Any) -> Any:

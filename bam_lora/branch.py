@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import json
 import shutil
 import time
@@ -26,7 +25,8 @@ from bam_lora.branch_callbacks import (
 )
 from bam_lora.errors import Interrupted, UserError, first_line
 from bam_lora.interrupt import StopRequest
-from bam_lora.machine import peak_memory, trim_heap
+from bam_lora.machine import peak_memory, release_memory, trim_heap
+from bam_lora.paged_optimizer import paged_state
 from bam_lora.safetensors_stream import write_tensors
 from bam_lora.store import MANIFEST, digest, fsync_path, seal, verify, write_text
 from bam_lora.views import assert_not_repacked, branch_view, count_linear_modules
@@ -116,7 +116,7 @@ def train_branch(
     trainer = make(branch_view(model), folder / CHECKPOINTS, callbacks)
     whole_in = _settle(trainer, model)
     initial = loftq.begin(trainer.model, folder / INITIAL, fresh=checkpoint is None) if job.loftq else {}
-    with _clear_when_full(folder), no_input_casting(trainer):
+    with _clear_when_full(folder), paged_state(trainer), no_input_casting(trainer):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     steps = trainer.state.global_step
     if steps < job.steps and stop:
@@ -138,8 +138,7 @@ def train_branch(
         **peak_memory(),
     }
     del trainer
-    gc.collect()
-    trim_heap()
+    release_memory()
     shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
     (folder / INITIAL).unlink(missing_ok=True)
     fsync_path(folder / METRICS)

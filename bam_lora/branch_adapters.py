@@ -82,7 +82,8 @@ def _norms_o(layer: Any) -> Any:
     weight = dequantize_module_weight(layer.get_base_layer()).detach().float()
     W_oi = weight.T if layer.fan_in_fan_out else weight
     B_or, A_ri = layer.lora_B[adapter].weight.detach(), layer.lora_A[adapter].weight.detach()
-    return (W_oi + layer.scaling[adapter] * (B_or @ A_ri)).double().norm(dim=1)
+    directed = W_oi + layer.scaling[adapter] * (B_or @ A_ri)
+    return (directed.cpu() if directed.device.type == "mps" else directed).double().norm(dim=1)  # no float64 there
 
 
 def dora_scales(model: Any) -> dict[str, Any]:
@@ -93,7 +94,7 @@ def dora_scales(model: Any) -> dict[str, Any]:
     result = {}
     for name, layer in _dora_layers(model):
         (magnitude,) = layer.lora_magnitude_vector.values()
-        result[f"{name}.weight"] = (magnitude.weight.detach().double() / _norms_o(layer)).float().cpu()
+        result[f"{name}.weight"] = (magnitude.weight.detach().cpu().double() / _norms_o(layer).cpu()).float()
     return result
 
 

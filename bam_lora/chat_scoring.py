@@ -11,7 +11,8 @@ from bam_lora.chat_encoder import ChatEncoder
 from bam_lora.chat_rows import Completion, Conversation, read_row
 from bam_lora.chat_template import ChatTemplate
 from bam_lora.errors import UserError
-from bam_lora.evaluate import EvaluationSet, Window, write_after
+from bam_lora.evaluate import EvaluationSet, Window
+from bam_lora.sampling import write_after
 from bam_lora.sources import TextSource
 
 

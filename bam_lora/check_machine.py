@@ -49,10 +49,10 @@ def find_machine(gpu_memory_bytes: int | None = None) -> Machine:
     if gpu_memory_bytes is not None:
         return Machine("cuda", f"a GPU with {gpu_memory_bytes / 2**30:.3g} GiB", gpu_memory_bytes, ram, assumed=True)
     where = device()
-    if where == "cuda":
+    if where in ("cuda", "xpu"):
         import torch
 
-        properties = torch.cuda.get_device_properties(0)
+        properties = getattr(torch, where).get_device_properties(0)
         return Machine(where, properties.name, int(properties.total_memory), ram)
     return Machine(where, "this machine's CPU" if where == "cpu" else where, ram, ram)
 

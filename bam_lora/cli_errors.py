@@ -16,14 +16,12 @@ from typing import Any
 import typer
 
 from bam_lora.errors import Interrupted, UserError, first_line
+from bam_lora.gpu_memory import is_out_of_memory
 from bam_lora.quiet import quiet
 from bam_lora.terminal_text import escaped
 
 VERBOSE = "BAM_LORA_VERBOSE"
-_LESS = (
-    "In a new run lower training.per_device_train_batch_size (and raise gradient_accumulation_steps), "
-    "data.sequence_length or lora.r, or set training.checkpointing; for scoring lower evaluation.batch_size"
-)
+_LESS = "Close what else uses it, then give the same command again; docs/troubleshooting.md says what takes less"
 
 
 def command(function: Callable[..., None]) -> Callable[..., None]:
@@ -41,7 +39,7 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
         except OSError as error:
             _fail(_refused(error), 1)
         except (MemoryError, RuntimeError) as error:
-            if not isinstance(error, MemoryError) and type(error).__name__ != "OutOfMemoryError":
+            if not is_out_of_memory(error):
                 raise
             _fail(f"out of memory: {str(error).splitlines()[0] if str(error) else 'the system gave none'}. {_LESS}", 1)
 

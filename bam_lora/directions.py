@@ -96,7 +96,7 @@ class TrainableDelta:
         """[branches][groups] as plain numbers."""
         found: list[list[float] | None] = [None] * self.count
         for k, coefficient in zip(self.index, self.coefficients, strict=True):
-            found[k] = coefficient.detach().double().tolist()
+            found[k] = coefficient.detach().cpu().double().tolist()  # Metal has no float64
         return found
 
     def resolved(self) -> Coefficients:

@@ -17,6 +17,8 @@ import numpy as np
 
 from bam_lora.chat_rows import Completion, Conversation
 from bam_lora.errors import UserError
+from bam_lora.gpu_memory import LESS_TO_SCORE, is_out_of_memory, room_for
+from bam_lora.machine import release_memory
 
 LOGITS_BYTES = 256 << 20  # fp32 logits held at a time
 CHUNK_TOKENS = 256
@@ -184,12 +186,14 @@ def score(
         longest = windows[order[start]].length
         rows = max(1, min(batch_size, LOGITS_BYTES // (longest * vocabulary * 4)))
         batch = [windows[index] for index in order[start : start + rows]]
-        for window, value in zip(batch, _batch_nats(model, batch, pad, dtype), strict=True):
+        values = _fitting_nats(model, batch, pad, dtype)
+        batch_size = min(batch_size, len(values)) if len(values) < len(batch) else batch_size
+        for window, value in zip(batch, values, strict=False):
             nats[window.document] += value
             sizes[window.document] += window.size_bytes
-        start += len(batch)
+        start += len(values)
         if on_batch:
-            on_batch(len(batch))
+            on_batch(len(values))
     return nats, sizes
 
 
@@ -209,6 +213,24 @@ def pad_windows(batch: Sequence[Window], pad: int, length: int | None = None) ->
     return ids, mask
 
 
+def _fitting_nats(model: Any, batch: Sequence[Window], pad: int, dtype: str) -> list[float]:
+    """The values of the first windows of a batch: of all, or where memory does not suffice of a half, a quarter, ...
+
+    Raises:
+        OutOfMemory: If one window does not fit.
+    """
+    while len(batch) > 1:
+        try:
+            return _batch_nats(model, batch, pad, dtype)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+        release_memory()  # out of the `except`: the error holds what did not fit
+        batch = batch[: len(batch) // 2]
+    with room_for(f"scoring a text of {batch[0].length:,} tokens", LESS_TO_SCORE):
+        return _batch_nats(model, batch, pad, dtype)
+
+
 def _batch_nats(model: Any, batch: Sequence[Window], pad: int, dtype: str) -> list[float]:
     import torch
 
@@ -217,16 +239,22 @@ def _batch_nats(model: Any, batch: Sequence[Window], pad: int, dtype: str) -> li
     autocast = torch.autocast(where.type, dtype=getattr(torch, dtype), enabled=dtype != "float32")
     with torch.inference_mode(), autocast:
         logits = model(input_ids=ids.to(where), attention_mask=mask.to(where), use_cache=False).logits
-    values = []
+    parts = []
     for row, window in enumerate(batch):
         first = len(window.context)
         labels = ids[row, first : window.length].to(where)
-        total = 0.0
         for start in range(0, len(labels), CHUNK_TOKENS):  # fp32 logits of a large vocabulary, a piece at a time
             part = labels[start : start + CHUNK_TOKENS]
             predictions = logits[row, first - 1 + start : first - 1 + start + len(part)].float()
-            total += float(torch.nn.functional.cross_entropy(predictions, part, reduction="none").double().sum())
-        values.append(total)
+            parts.append(torch.nn.functional.cross_entropy(predictions, part, reduction="none"))
+    if not parts:  # of nothing but white space a tokenizer may leave no token
+        return [0.0] * len(batch)
+    # One transfer a batch, each of which waits for the GPU; summed on the CPU, for Metal has no float64.
+    nats = iter(torch.cat(parts).cpu().split([len(part) for part in parts]))
+    values = []
+    for window in batch:
+        chunks = range(0, len(window.scored), CHUNK_TOKENS)
+        values.append(sum(float(next(nats).double().sum()) for _ in chunks))
     return values
 
 
@@ -247,30 +275,3 @@ def bits_per_byte(nats: np.ndarray[Any, Any], sizes: np.ndarray[Any, Any]) -> tu
     residuals = bits - value * sizes
     spread = math.sqrt(len(bits) / (len(bits) - 1) * float((residuals**2).sum()))
     return value, spread / float(sizes.sum())
-
-
-def continue_text(model: Any, tokenizer: Any, prompt: str, tokens: int, dtype: str) -> str:
-    """What the model writes after a prompt, greedily: up to `tokens` tokens, and at least a third of them."""
-    inputs = tokenizer(prompt, add_special_tokens=False)["input_ids"]
-    if tokenizer.bos_token_id is not None:
-        inputs = [tokenizer.bos_token_id, *inputs]
-    # A base may end a text that it cannot read at once; that shows nothing.
-    return write_after(model, tokenizer, inputs, tokens, dtype, min_new_tokens=tokens // 3)
-
-
-def write_after(model: Any, tokenizer: Any, ids: Sequence[int], tokens: int, dtype: str, **options: Any) -> str:
-    """What the model writes after some tokens, greedily; `options` are those of transformers' `generate`."""
-    import torch
-
-    inputs = torch.tensor([ids], device=model.device)
-    autocast = torch.autocast(model.device.type, dtype=getattr(torch, dtype), enabled=dtype != "float32")
-    with torch.inference_mode(), autocast:
-        out = model.generate(
-            input_ids=inputs,
-            attention_mask=torch.ones_like(inputs),
-            max_new_tokens=tokens,
-            do_sample=False,
-            pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
-            **options,
-        )
-    return str(tokenizer.decode(out[0, inputs.shape[1] :], skip_special_tokens=True))

@@ -36,6 +36,12 @@ class Delta:
     start: torch.Tensor | None = None
     dense: Resolver | None = None
 
+    def to(self, device: str) -> Delta:
+        """The same with its factors on a device."""
+        if self.B_oR is None or self.A_Ri is None:
+            return self
+        return replace(self, B_oR=self.B_oR.to(device), A_Ri=self.A_Ri.to(device))
+
     def add(self, original: torch.Tensor, first: int, result: torch.Tensor) -> torch.Tensor:
         """Rows of the weight before `dense`, in `result` or, unchanged, `original` itself.
 
@@ -82,15 +88,16 @@ class Done:
 class Buffer:
     """Memory that grows to the largest block asked of it and is used again and again."""
 
-    def __init__(self, device: str = "cpu") -> None:
-        self._device = device
+    def __init__(self, device: str = "cpu", *, pinned: bool = False) -> None:
+        """`pinned`: of the machine's memory, where a GPU can write to it by itself."""
+        self._device, self._pinned = device, pinned
         self._bytes = torch.empty(0, dtype=torch.uint8)
 
     def matrix(self, rows: int, columns: int, dtype: torch.dtype) -> torch.Tensor:
         """An uninitialised (rows, columns) view of it."""
         needed = rows * columns * dtype.itemsize
         if self._bytes.numel() < needed:
-            self._bytes = torch.empty(needed, dtype=torch.uint8, device=self._device)
+            self._bytes = torch.empty(needed, dtype=torch.uint8, device=self._device, pin_memory=self._pinned)
         return self._bytes[:needed].view(dtype).view(rows, columns)
 
 
@@ -124,7 +131,7 @@ class BlockComputer:
         self._work = threading.local()
         self._free: queue.SimpleQueue[Buffer] = queue.SimpleQueue()
         for _ in range(buffers):
-            self._free.put(Buffer())
+            self._free.put(Buffer(pinned=device != "cpu"))
 
     def release(self, done: Done) -> None:
         """Gives a block's buffer back."""
@@ -139,12 +146,14 @@ class BlockComputer:
         delta = block.delta.result() if block.delta is not None else Delta()
         buffer = self._free.get()
         size = (block.rows, block.columns)
-        original, result = (self._work_buffer(name).matrix(*size, torch.float32) for name in ("original", "result"))
+        # Only products are worth the way to a GPU; thresholds of dense changes were found with the CPU's own products.
+        where = "cpu" if delta.B_oR is None or delta.dense is not None else self._device
+        original, result = (self._room(name, where).matrix(*size, torch.float32) for name in ("original", "result"))
         _read_stored(block.path, block.record, original, block.first)
         weight_square = _square(original)
         result = delta.add(original, block.first, result)
         if delta.dense is not None:
-            result = delta.dense(result.cpu(), block.first).to(result.device)
+            result = delta.dense(result, block.first)
         rounded = buffer.matrix(*size, block.dtype)
         self._rounding(result, rounded, f"{block.name}:{block.record.name}:{block.record.start}:{block.first}")
         _check_finite(block, result)
@@ -153,10 +162,10 @@ class BlockComputer:
             delta_square = _square(torch.sub(result, original, out=original))
         return Done(block.name, byte_view(rounded), buffer, weight_square, delta_square)
 
-    def _work_buffer(self, name: str) -> Buffer:
-        if not hasattr(self._work, name):
-            setattr(self._work, name, Buffer(self._device))
-        buffer: Buffer = getattr(self._work, name)
+    def _room(self, name: str, where: str) -> Buffer:
+        """This thread's own memory to work in."""
+        rooms = vars(self._work)
+        buffer: Buffer = rooms.setdefault(f"{name} on {where}", Buffer(where))
         return buffer
 
 
@@ -168,7 +177,8 @@ def _read_stored(path: Path, record: TensorRecord, into: torch.Tensor, first: in
     start = record.start + first * row_bytes
     part = replace(record, shape=(there, columns), start=start, stop=start + there * row_bytes)
     if part.stop > part.start:  # straight from the page cache, without a copy in between
-        into[:there].copy_(map_tensor(path, part))
+        # To a GPU as it is stored, for torch would convert it on the CPU and send twice the bytes.
+        into[:there].copy_(map_tensor(path, part).to(into.device))
     into[there:] = 0
 
 

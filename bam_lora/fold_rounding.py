@@ -26,14 +26,15 @@ def find_rounding(name: str, seed: int) -> Rounding:
         UserError: If there is none of this name.
     """
     if name == "nearest":
-        return lambda result, into, block: _nearest(result, into)
+        return lambda result, into, block: _put(result, into)
     if name == "stochastic":
         return lambda result, into, block: stochastic(result, into, f"{seed}:{block}")
     raise UserError.of("rounding", expected="nearest or stochastic", found=repr(name), remedy="Choose one")
 
 
-def _nearest(result: torch.Tensor, into: torch.Tensor) -> None:
-    into.copy_(result)
+def _put(result: torch.Tensor, into: torch.Tensor) -> None:
+    """Rounds to nearest even where the result is; from a GPU torch would else send fp32 and round on the CPU."""
+    into.copy_(result if result.device == into.device else result.to(into.dtype))
 
 
 def stochastic(result: torch.Tensor, into: torch.Tensor, stream: str) -> None:
@@ -49,7 +50,7 @@ def stochastic(result: torch.Tensor, into: torch.Tensor, stream: str) -> None:
     """
     dropped = _DROPPED_BITS.get(into.dtype)
     if dropped is None:
-        into.copy_(result)
+        _put(result, into)
         return
     draws = _draws(stream, result.numel()).view(result.shape).to(result.device)
     bits = result.contiguous().view(torch.int32)
@@ -61,7 +62,7 @@ def stochastic(result: torch.Tensor, into: torch.Tensor, stream: str) -> None:
         rounded[small] = (steps.floor() * _FLOAT16_STEP).float()
     largest = torch.finfo(into.dtype).max
     rounded = torch.where(result.abs() <= largest, rounded.clamp(max=largest), result.abs())
-    into.copy_(torch.copysign(rounded, result))
+    _put(torch.copysign(rounded, result), into)  # which is exact: what the type cannot hold is cut off
 
 
 def _draws(stream: str, count: int) -> torch.Tensor:

@@ -184,12 +184,11 @@ class ShardFolder:
         # A delta of exactly zero must leave every bit alone, and adding 0 would turn -0 into +0.
         if stacked is not None and bool(stacked[0].any()) and bool(stacked[1].any()):
             B_oR, A_Ri = part.low_rank(*stacked)
-            delta = replace(delta, B_oR=B_oR.to(self._device), A_Ri=A_Ri.to(self._device))
+            delta = replace(delta, B_oR=B_oR, A_Ri=A_Ri)
         dense = self._changes.dense(part.name)
         if dense is None and part.difference is None:
-            return delta
-        before = replace(delta, B_oR=_on_cpu(delta.B_oR), A_Ri=_on_cpu(delta.A_Ri))
-        resolve = part.resolver(dense, lambda: stored_blocks(path, part.record, before, part.matrix[0]))
+            return delta.to(self._device)
+        resolve = part.resolver(dense, lambda: stored_blocks(path, part.record, delta, part.matrix[0]))
         return replace(delta, dense=resolve)
 
     def _copy(self, source: FileIO, file: FileIO, item: _Copy, sha: hashlib._Hash) -> None:
@@ -208,10 +207,6 @@ class ShardFolder:
                 rest = rest[file.write(rest) :]
             position += len(data)
             self._progress(len(data))
-
-
-def _on_cpu(tensor: torch.Tensor | None) -> torch.Tensor | None:
-    return None if tensor is None else tensor.cpu()
 
 
 def _unchanged(path: Path, record: TensorRecord, start: int, stop: int, dtype: torch.dtype) -> Iterator[_Copy | Block]:

@@ -38,6 +38,7 @@ from bam_lora.fold_rounding import find_rounding
 from bam_lora.fold_shard import ShardFolder
 from bam_lora.fold_verify import verify_folded
 from bam_lora.fold_write import ARTEFACT, Job, write_model_folder
+from bam_lora.gpu_memory import room_for
 from bam_lora.merge import MergedAdapters, open_adapters
 from bam_lora.store import digest
 from bam_lora.tied_weights import plan_fold
@@ -49,6 +50,7 @@ __all__ = ["Changes", "fold", "fold_into"]
 
 DTYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 _MAXIMUM_WORKERS = 8
+_LEAVE_OUT = "Close what else uses the card, or leave out --device: the CPU takes 100 MB or so of the machine's"
 
 
 def fold_into(
@@ -117,7 +119,8 @@ def fold_into(
     job = Job(checkpoint, shards, {**plan.config, **token_ids(model)}, key, dtype, options, companions, vocabulary)
     rounds, total = find_rounding(rounding, seed), sum(shard.file_bytes() for shard in shards)
     note = None if progress is None else lambda count: progress(count, total)
-    with exact_products() as threads, writing(output), _pool(workers := min(threads, _MAXIMUM_WORKERS)) as pool:
+    room = room_for(f"folding on {device}", _LEAVE_OUT if device != "cpu" else "Close what else uses the memory")
+    with room, exact_products() as threads, writing(output), _pool(workers := min(threads, _MAXIMUM_WORKERS)) as pool:
         folder = ShardFolder(changes, pool, workers=workers, device=device, rounding=rounds, progress=note)
         check = functools.partial(verify_folded, shards=shards, changes=changes, pool=pool) if verify else None
         facts = write_model_folder(job, folder, output, check=check, progress=note)
@@ -206,9 +209,11 @@ def fold(
 
 
 def _usable(device: str) -> str:
-    if device != "cpu" and not (device.startswith("cuda") and torch.cuda.is_available()):
-        found = repr(device) if torch.cuda.is_available() else f"{device!r} on a machine without CUDA"
-        raise UserError.of("device", expected="cpu or cuda", found=found, remedy="Leave it out")
+    kind, _, number = device.partition(":")
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device != "cpu" and not (kind == "cuda" and (number or "0").isdecimal() and int(number or 0) < count):
+        here = f"a machine with {count} GPU{'s' if count != 1 else ''}" if count else "a machine without CUDA"
+        raise UserError.of("device", expected="cpu or cuda", found=f"{device!r} on {here}", remedy="Leave it out")
     return device
 
 

@@ -12,11 +12,12 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from bam_lora.adapters import Factors
 from bam_lora.coefficients import Coefficients
@@ -32,6 +33,9 @@ CHECKING = 0.25  # share of the budget for them
 _SCALE = {"float16": 4096.0}
 # Every new shape of a batch costs the backend kernels and memory of its own, so there are few.
 _MULTIPLE = 64
+# A branch's loss never holds all of a batch's logits, so there may be no room for them: what they may take at most, for
+# each of them (themselves, a copy, the gradient in 16 bits), and in fp32.
+_LOGITS_BYTES, _LOGIT_BYTES, _CHUNK_BYTES = 1 << 30, 6, 1 << 26
 _FEWEST_STEPS = 8  # below which a step sees fewer windows
 
 
@@ -115,6 +119,7 @@ def learn_weights(
         UserError: If the loss is not finite.
     """
     settings, selection = _within_budget(settings, selection)
+    settings = replace(settings, batch_tokens=fitting_tokens(model, settings.batch_tokens))
     view = branch_view(model)
     if settings.checkpointing:
         view.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -267,7 +272,24 @@ def _bits(view: Any, rows: Sequence[Window], settings: Scoring) -> torch.Tensor:
     where = view.device
     with torch.autocast(where.type, dtype=getattr(torch, settings.dtype), enabled=settings.dtype != "float32"):
         logits = view(input_ids=ids.to(where), attention_mask=mask.to(where), use_cache=False).logits
-    nats = torch.nn.functional.cross_entropy(
-        logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten().to(where), ignore_index=-100, reduction="sum"
-    )
-    return nats / math.log(2)
+    return _nats(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten().to(where)) / math.log(2)
+
+
+def _nats(logits_tv: torch.Tensor, labels_t: torch.Tensor) -> torch.Tensor:
+    """The sum of the losses; in fp32 are only the logits of some tokens at a time, in the backward pass too."""
+    step = max(1, _CHUNK_BYTES // (4 * logits_tv.shape[1]))
+    if len(labels_t) <= step:
+        return _cross_entropy(logits_tv, labels_t)
+    parts = zip(logits_tv.split(step), labels_t.split(step), strict=True)
+    chunks = [checkpoint(_cross_entropy, logits, labels, use_reentrant=False) for logits, labels in parts]
+    return torch.stack(chunks).sum()
+
+
+def _cross_entropy(logits_tv: torch.Tensor, labels_t: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.cross_entropy(logits_tv.float(), labels_t, ignore_index=-100, reduction="sum")
+
+
+def fitting_tokens(model: Any, batch_tokens: int) -> int:
+    """How many tokens of a batch have logits that fit: so many, or fewer with a large vocabulary."""
+    vocabulary = int(model.config.get_text_config().vocab_size)
+    return min(batch_tokens, max(1, _LOGITS_BYTES // (_LOGIT_BYTES * vocabulary)))

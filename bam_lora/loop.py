@@ -20,12 +20,13 @@ from bam_lora.budget import Budget
 from bam_lora.default_template import settle_template
 from bam_lora.errors import UserError
 from bam_lora.front import Front
+from bam_lora.gpu_memory import freed_after_errors, use_one_gpu
 from bam_lora.growing import found_base, grow, run_windows, score_start
 from bam_lora.hub_pins import pinned
 from bam_lora.interrupt import StopRequest, stop_on_signals
 from bam_lora.ledger import LEDGER_FILE, Ledger
 from bam_lora.limits import Ended, read_ended, still_ended, within
-from bam_lora.machine import import_training_libraries, spared_collections, use_one_gpu
+from bam_lora.machine import import_training_libraries, spared_collections
 from bam_lora.memory_note import note_estimate
 from bam_lora.merging import merge
 from bam_lora.module_weights import require_patterns
@@ -122,7 +123,7 @@ def run(
             context = _prepare(directory, recipe, display, stop, front or Front(recipe), clock)
         with context.clock.stage("train"):
             import_training_libraries()
-        with spared_collections():
+        with spared_collections(), freed_after_errors(context.slot.clear):
             _iterate(context, session)
             _finish(context)
         session.update()

@@ -15,6 +15,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from bam_lora.gpu_memory import empty_gpu_cache, gpu_peak_bytes
+
 _MMAP_THRESHOLD = -3  # M_MMAP_THRESHOLD of mallopt
 # Of oneDNN's cache of compiled kernels, and of the one that torch keeps in front of it; each holds 1,024 by default.
 _KERNEL_CACHES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
@@ -67,11 +69,8 @@ def peak_rss_bytes() -> int:
 
 
 def peak_memory() -> dict[str, int | None]:
-    """Peak memory of this process so far, in bytes: resident, and torch's on a GPU (None without one)."""
-    import torch
-
-    gpu = torch.cuda.max_memory_reserved() if torch.cuda.is_available() else None
-    return {"peak_rss_bytes": peak_rss_bytes(), "peak_gpu_bytes": gpu}
+    """Peak memory in bytes: resident of this process so far, and of a stage torch's on a GPU (None without one)."""
+    return {"peak_rss_bytes": peak_rss_bytes(), "peak_gpu_bytes": gpu_peak_bytes()}
 
 
 @contextmanager
@@ -114,10 +113,7 @@ def release_memory() -> None:
     """Frees what nothing refers to any more; a quantised model is in cycles that only the collector finds."""
     gc.collect()
     trim_heap()
-    import torch
-
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    empty_gpu_cache()
 
 
 @contextmanager
@@ -144,11 +140,3 @@ def import_training_libraries() -> None:
     import bitsandbytes  # noqa: F401
     from peft import LoraConfig  # noqa: F401
     from trl import SFTTrainer  # noqa: F401
-
-
-def use_one_gpu() -> None:
-    """Makes one GPU visible, the first, unless the user has chosen: branches train one after the other on one.
-
-    TRL refuses to train where several are visible and no launcher was used. Must come before CUDA is first used.
-    """
-    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")

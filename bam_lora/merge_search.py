@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ import torch
 from bam_lora.adapters import Factors
 from bam_lora.directions import TrainableDelta
 from bam_lora.errors import UserError
-from bam_lora.learned_weights import CHECKING, Scoring, added_deltas, first_windows, score_roles
+from bam_lora.learned_weights import CHECKING, Scoring, added_deltas, first_windows, fitting_tokens, score_roles
 from bam_lora.selection import ROLES, SelectionWindows
 from bam_lora.views import assert_not_repacked, branch_view
 
@@ -93,6 +93,7 @@ def search_weights(
     """
     most = settings.most(len(start))
     train, held_out, settings = _within_budget(settings, selection, most)
+    settings = replace(settings, batch_tokens=fitting_tokens(model, settings.batch_tokens))
     view = branch_view(model)
     dtype = getattr(torch, settings.dtype)
     deltas = {name: TrainableDelta(factors, start, 1, dtype, model.device) for name, factors in branches.items()}

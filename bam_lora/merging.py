@@ -13,6 +13,7 @@ import torch
 from bam_lora.adapters import Adapter
 from bam_lora.coefficients import Coefficients
 from bam_lora.dense_methods import DenseOptions
+from bam_lora.gpu_memory import LESS_TO_TRAIN, room_for
 from bam_lora.learned_weights import LearnedWeights
 from bam_lora.merge import MergedAdapters
 from bam_lora.merge_learning import branch_folders, learn_merge, past_folders, search_merge
@@ -211,10 +212,11 @@ def _on_selection(
         context.progress.stage(f"iteration {number}: {doing.format(step, steps)}")
 
     model = context.model(number - 1, context.training_load)
-    if snapshot is not None:  # whole weights are averaged as they are, before the rest is chosen
-        model = with_weights(model, read_snapshot(context.directory.root, snapshot), snapshot.same)
-    return find(
-        model,
-        adapters, weights, context.selection, context.recipe, iteration, iteration.merge[settings],
-        on_step=on_step,
-    )  # fmt: skip
+    with room_for(f"iteration {number}: choosing the merge weights", LESS_TO_TRAIN):
+        if snapshot is not None:  # whole weights are averaged as they are, before the rest is chosen
+            model = with_weights(model, read_snapshot(context.directory.root, snapshot), snapshot.same)
+        return find(
+            model,
+            adapters, weights, context.selection, context.recipe, iteration, iteration.merge[settings],
+            on_step=on_step,
+        )  # fmt: skip

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from bam_lora.attention import choose_attention
 from bam_lora.base import Loading, device
@@ -279,4 +280,16 @@ def recipe_key(recipe: Recipe) -> str:
         for source in values[section][role]:
             if source["where"] is None:  # runs of earlier versions, which had none, keep their key
                 del source["where"]
+    _leave_out_room(values["training"], values["evaluation"])
     return digest({name: value for name, value in values.items() if name not in _UNBINDING})
+
+
+def _leave_out_room(training: dict[str, Any], evaluation: dict[str, Any]) -> None:
+    """What only decides how much memory a run takes: a run that did not fit can go on with less of it.
+
+    A step sees the same rows however it is cut into batches, and recomputing changes no number.
+    """
+    training["gradient_accumulation_steps"] *= training["per_device_train_batch_size"]
+    for name in ("per_device_train_batch_size", "checkpointing"):
+        del training[name]
+    del evaluation["batch_size"]

@@ -21,11 +21,11 @@ from bam_lora.evaluate import (
     Window,
     bits_per_byte,
     choose_window,
-    continue_text,
     make_windows,
     require_fit,
     score,
 )
+from bam_lora.sampling import continue_text
 from bam_lora.sources import TextSource, open_source, read_rows, read_texts
 from bam_lora.store import digest, read_record, write_record
 

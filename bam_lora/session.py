@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bam_lora.limits import session_seconds
-from bam_lora.machine import peak_memory
+from bam_lora.machine import peak_rss_bytes
 from bam_lora.stage_clock import StageClock
 from bam_lora.store import read_record, write_record
 
@@ -47,13 +47,15 @@ class Session:
         now = self._now()
         if now - self._updated < every:
             return
-        self._updated = now
+        self._updated, peaks = now, self._stages.peaks_so_far()
         session = {
             "started": self._started,
             "ended": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "seconds": round(now - self._clock, 3),
             "seconds_by_stage": {name: round(seconds, 3) for name, seconds in self._stages.so_far().items()},
             "first_load_seconds": round(self._stages.first.get("load", 0.0), 3),
-            **peak_memory(),
+            "peak_rss_bytes": peak_rss_bytes(),
+            "peak_gpu_bytes": max(peaks.values(), default=None),
+            **({"peak_gpu_bytes_by_stage": peaks} if peaks else {}),
         }
         write_record(self._path, "sessions", {"sessions": [*self._before, session]})

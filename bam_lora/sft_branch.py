@@ -58,7 +58,7 @@ class SftBranch:
         return {
             "warmup_steps": 0,
             "report_to": "none",
-            "dataloader_pin_memory": device() != "cpu",
+            "dataloader_pin_memory": device() in ("cuda", "xpu"),  # Metal has none, and warns
             **self.arguments,
             "output_dir": str(output),
             "max_steps": self.steps,

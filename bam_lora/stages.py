@@ -13,6 +13,7 @@ from bam_lora.branch import ADAPTER, BranchJob, train_branch
 from bam_lora.chat_result import OTHER_TEMPLATES, TEMPLATE, chat_files
 from bam_lora.folding import fold_into
 from bam_lora.front import Front
+from bam_lora.gpu_memory import LESS_TO_SCORE, LESS_TO_TRAIN, room_for
 from bam_lora.interrupt import StopRequest
 from bam_lora.ledger import Ledger
 from bam_lora.machine import release_memory
@@ -138,7 +139,7 @@ def train(context: Context, branch: BranchPlan, tokens_before: int, watch: Calla
 
         context.front.branch_begin(branch)
         make = context.front.trainer(context.directory, context.tokenizer, branch)
-        with context.clock.stage("train"):
+        with context.clock.stage("train"), room_for(f"training {job.label}", LESS_TO_TRAIN):
             facts = train_branch(model, job, folder, make, on_step=on_step, stop=context.stop)
         context.front.branch_end(branch, facts)
     else:
@@ -247,7 +248,7 @@ def write_samples(context: Context, iteration: int) -> None:
     model, tokenizer = (context.model(iteration, how), context.tokenizer) if iteration else context.found_model(how)
     others = [sample for sample in record["samples"] if sample["iteration"] != iteration]
     chat = context.recipe.mode == "chat"
-    with context.clock.stage("evaluate"):
+    with context.clock.stage("evaluate"), room_for("writing samples", LESS_TO_SCORE):
         new = sample_texts(model, tokenizer, prompts, iteration, how.compute_dtype, chat=chat)
     models = {**record["models"], str(iteration): key}
     samples = sorted(others + new, key=lambda sample: sample["iteration"])

@@ -23,12 +23,15 @@ from pathlib import Path
 from typing import Any
 
 from bam_lora.errors import UserError, first_line
+from bam_lora.gpu_memory import room_for
 from bam_lora.recipe_paths import is_task_file
 from bam_lora.store import digest
 from bam_lora.task_files import read_task_file
 from bam_lora.task_model import harness_model, own_randomness
 from bam_lora.task_quiet import quiet_harness, sandboxed_templates
 from bam_lora.task_results import TaskScores, read_results
+
+_LESS = "Close what else uses the card, or lower the task's batch_size, which may be set on the way: the run goes on"
 
 
 @dataclass(frozen=True)
@@ -212,13 +215,12 @@ def score_task(
     Raises:
         UserError: If the task, its data or something that it needs is missing, or its template is not harmless.
     """
-    import torch
     from jinja2 import TemplateError
     from lm_eval import simple_evaluate
 
     require_known(found)
     started = time.monotonic()
-    with own_randomness(), _loaded(found) as request:
+    with own_randomness(), room_for(f"task {found.name!r}", _LESS), _loaded(found) as request:
         loaded = _load(found, request)
         for task in loaded["tasks"].values():
             _shots(found, task.config.num_fewshot)
@@ -231,7 +233,7 @@ def score_task(
                 apply_chat_template=chat, task_manager=_manager(found),
             )  # fmt: skip
         except (  # the harness checks data by assertions
-            AssertionError, ValueError, KeyError, ImportError, OSError, TemplateError, torch.OutOfMemoryError,
+            AssertionError, ValueError, KeyError, ImportError, OSError, TemplateError,
         ) as error:  # fmt: skip
             raise _cannot(found, error) from error
     return read_results(
@@ -273,8 +275,6 @@ def _cannot(found: FoundTask, error: Exception) -> UserError:
     )
     if isinstance(error, ImportError):
         remedy = "Install what it asks for"
-    elif type(error).__name__ == "OutOfMemoryError":
-        remedy = "Lower the task's batch_size"
     elif is_offline_mode() and not found.local:
         remedy = "Its data are not in the cache: run `bam-lora check` once online (without HF_HUB_OFFLINE)"
     return UserError.of(
