@@ -7,7 +7,7 @@ import importlib.util
 import os
 import platform
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -112,6 +112,9 @@ def _gpu(number: int) -> Finding:
     major, minor = torch.cuda.get_device_capability(number)
     title = f"{number}: {torch.cuda.get_device_name(number)}, compute capability {major}.{minor}"
     memory = f"{gigabytes(free)} of {gigabytes(total)} free"
+    if not torch.version.hip and not _built_for(major, minor, torch.cuda.get_arch_list()):
+        remedy = "Install a torch that still has it, such as one for CUDA 12.6"
+        return Finding("gpu", PROBLEM, f"{title}, for which torch {torch.__version__} has no code", remedy)
     if not torch.version.hip and major < _AMPERE:
         return Finding(
             "gpu",
@@ -123,6 +126,18 @@ def _gpu(number: int) -> Finding:
         remedy = "Close what else uses it (nvidia-smi names it), or plan with `bam-lora init --gpu-memory`"
         return Finding("gpu", NOTE, f"{title}, bfloat16, {memory}", remedy)
     return Finding("gpu", OK, f"{title}, bfloat16, {memory}")
+
+
+def _built_for(major: int, minor: int, architectures: Sequence[str]) -> bool:
+    """Whether a build has code for a card: of its generation and no newer, or in a form that the driver compiles."""
+    for name in architectures:
+        kind, _, digits = name.partition("_")
+        number = int("".join(character for character in digits if character.isdigit()) or 0)
+        generation = divmod(number, 10)
+        exact = kind == "sm" and generation[0] == major and generation[1] <= minor
+        if exact or (kind == "compute" and generation <= (major, minor)):
+            return True
+    return False
 
 
 def four_bit() -> Iterator[Finding]:

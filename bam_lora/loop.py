@@ -17,6 +17,7 @@ from bam_lora.base import (
 )
 from bam_lora.base_card import keep_base_card
 from bam_lora.budget import Budget
+from bam_lora.compute_types import emulation_note
 from bam_lora.default_template import settle_template
 from bam_lora.errors import UserError
 from bam_lora.front import Front
@@ -200,6 +201,8 @@ def _prepare(
         plan = settle_plan(directory, recipe, tokenizer, ledger.key(0), progress, threads, front, held_out)
     note_estimate(directory, recipe, start, tokenizer, plan.tokens)
     keep_recipe(directory, recipe)
+    if emulated := emulation_note(front.training_load.compute_dtype):
+        progress.say(emulated)
     progress.plan(within(plan, recipe.limits).tokens)
     progress.say(describe(plan, recipe.limits))
     return Context(

@@ -43,7 +43,7 @@ def paged_state(trainer: Any) -> Iterator[None]:
 
     Other optimizers are left alone. No other trainer with a paged optimizer may work meanwhile.
     """
-    if "paged" not in str(getattr(trainer.args, "optim", "")):
+    if "paged" not in str(getattr(trainer.args, "optim", "")).lower():  # a name, or an enumeration's
         yield
         return
     from bitsandbytes import functional

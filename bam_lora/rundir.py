@@ -21,6 +21,12 @@ from bam_lora.store import digest, read_record, sweep, write_record, write_text
 _EXTENSIBLE = ("data.target", "data.replay", "bam.slices", "training.")
 _HARMLESS = ("output", "keep.", "limits.", "evaluation.task")  # the last: tasks can be added to a run at any time
 _UNBINDING = ("output", "keep", "limits")  # sections that do not make a run another one
+_ROOM = (
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "activation_checkpointing",
+    "gradient_checkpointing",
+)
 _MARKS = ("plan.json", "ledger.json", "environment.json")  # a recipe.yaml alone may be a project of the user's
 
 
@@ -280,11 +286,11 @@ def recipe_key(recipe: Recipe) -> str:
         for source in values[section][role]:
             if source["where"] is None:  # runs of earlier versions, which had none, keep their key
                 del source["where"]
-    _leave_out_room(values["training"], values["evaluation"])
+    _leave_out_room(values["training"], values["evaluation"], (values.get("script") or {}).get("args", {}))
     return digest({name: value for name, value in values.items() if name not in _UNBINDING})
 
 
-def _leave_out_room(training: dict[str, Any], evaluation: dict[str, Any]) -> None:
+def _leave_out_room(training: dict[str, Any], evaluation: dict[str, Any], script: dict[str, Any]) -> None:
     """What only decides how much memory a run takes: a run that did not fit can go on with less of it.
 
     A step sees the same rows however it is cut into batches, and recomputing changes no number.
@@ -293,3 +299,5 @@ def _leave_out_room(training: dict[str, Any], evaluation: dict[str, Any]) -> Non
     for name in ("per_device_train_batch_size", "checkpointing"):
         del training[name]
     del evaluation["batch_size"]
+    for name in _ROOM:  # the same, as a script says it
+        script.pop(name, None)

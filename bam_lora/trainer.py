@@ -15,6 +15,7 @@ from bam_lora.errors import UserError
 from bam_lora.hub_pins import pinned
 from bam_lora.limits import reached
 from bam_lora.loop import is_finished, run
+from bam_lora.machine import release_memory
 from bam_lora.plan import Plan
 from bam_lora.quiet import restored_libraries
 from bam_lora.recipe import Recipe
@@ -257,6 +258,8 @@ class BamTrainer(ResultMethods):
         with pinned(self.directory.hub, enter=False):
             folder = self.directory.model if is_finished(self.directory) else first_folder(self._model)
         if self._loaded is None or self._loaded[0] != folder:
+            self._loaded = None
+            release_memory()  # the one before goes first: there may be room for one
             own = self._model.instance is not None and folder != self.directory.model
             self._loaded = (folder, self._model.first() if own else self._model.load(folder, self._how))
         return self._loaded

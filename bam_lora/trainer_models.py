@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from bam_lora.base import Loading, load_model, settle_loaded
+from bam_lora.base import Loading, device, load_model, settle_loaded
 from bam_lora.errors import UserError
 
 
@@ -32,6 +32,7 @@ class ModelSource:
         arguments: Keyword arguments of `from_pretrained`.
         architecture: Its class, or None to go by the config.
         instance: The model as the caller loaded it, or None.
+        use_cpu: Whether the caller's arguments say so, whatever else there is.
     """
 
     name: str
@@ -39,6 +40,7 @@ class ModelSource:
     arguments: Mapping[str, Any]
     architecture: Any = None
     instance: Any = None
+    use_cpu: bool = False
 
     @classmethod
     def of(cls, model: Any, args: Any, quantization: Any, base: str | None) -> ModelSource:
@@ -59,7 +61,8 @@ class ModelSource:
             given.setdefault("trust_remote_code", args.trust_remote_code)
             given.pop("device_map", None)
             revision = given.pop("revision", None)  # TRL's own script says "main" of folders, too
-            return cls(str(model), None if Path(model).is_dir() else revision, given)
+            commit = None if Path(model).is_dir() else revision
+            return cls(str(model), commit, given, use_cpu=args.use_cpu)
         if hasattr(model, "peft_config"):
             raise UserError.of(
                 "model", expected="a model without adapters: the branches get their own",
@@ -72,7 +75,7 @@ class ModelSource:
                 found=f"a loaded {type(model).__name__}",
                 remedy="Pass bam=BamConfig(base=...): each iteration's base is made from those full-precision files",
             )
-        return cls(base, None, _arguments_of(model), type(model), model)
+        return cls(base, None, _arguments_of(model), type(model), model, args.use_cpu)
 
     def load(self, folder: Path, how: Loading) -> Any:
         """A model folder, loaded as the first one was; that one itself if it was passed loaded and `folder` is None."""
@@ -80,10 +83,18 @@ class ModelSource:
         if how.bits == 16:
             arguments.pop("quantization_config", None)
         arguments["dtype"] = _dtype(arguments.get("dtype", "float32"))
+        if self.use_cpu:
+            arguments["device_map"] = {"": "cpu"}
         return load_model(folder, how, architecture=self.architecture, **arguments)
 
     def first(self) -> Any:
-        """The model that was passed loaded."""
+        """The model that was passed loaded, where it is trained.
+
+        A trainer would move the view it is given: with it all weights of the base, but not the base's buffers.
+        """
+        where = "cpu" if self.use_cpu else device()
+        if self.instance.device.type != where and not self.quantization():
+            self.instance.to(where)
         return settle_loaded(self.instance)
 
     @contextmanager

@@ -23,6 +23,13 @@ _WORDS = (
     (r"\bbam\.(slices|branches|outer)\b", r"BamConfig(\1)"),
     (r"--set limits\.(hours|tokens)=", r"BamConfig(max_\1)="),
     (r"\blimits\.(hours|tokens)\b", r"BamConfig(max_\1)"),
+    (r"give the same command again", "call train() again"),
+    (r" \(`bam-lora check RECIPE --fit` chooses\)", ""),
+    (r"\bevaluation\.batch_size\b", "args.per_device_eval_batch_size"),
+    (r", a smaller evaluation\.window_bytes takes a new run", ""),
+    (r"\bquantization\.compute_dtype: float16\b", "args.fp16"),
+    (r" \(quantization\.bits\)", " (quantization_config)"),
+    (r"\btraining\.checkpointing\b", "args.gradient_checkpointing"),
     (r"\btraining\.", "args."),
     (r"\blora\.", "peft_config."),
     (r"\bselection\.(target|source)\b", r"selection_dataset['\1']"),
@@ -41,4 +48,4 @@ def script_words() -> Iterator[None]:
         text = str(error)
         for pattern, replacement in _WORDS:
             text = re.sub(pattern, replacement, text)
-        raise (error if text == str(error) else UserError(text)) from None
+        raise (error if text == str(error) else type(error)(text)) from None

@@ -128,6 +128,7 @@ class Card:
             "get_device_name": lambda number: f"NVIDIA Card {number}",
             "get_device_capability": lambda number: capability,
             "mem_get_info": lambda number: (int(free), int(12e9)),
+            "get_arch_list": lambda: ["sm_75", "sm_80", "sm_86", "sm_90a", "sm_120", "compute_120"],
         }.items():
             monkeypatch.setattr(torch.cuda, name, value)
 
@@ -153,6 +154,16 @@ def test_an_old_gpu_and_a_full_one(monkeypatch: pytest.MonkeyPatch):
     assert full.status == NOTE
     assert "3.0 GB of 12.0 GB free" in full.text
     assert "nvidia-smi" in full.remedy
+
+
+def test_a_gpu_that_torch_has_no_code_for(monkeypatch: pytest.MonkeyPatch):
+    Card(monkeypatch, capability=(6, 1))  # GTX 10, which builds for CUDA 13 leave out
+    pascal = next(iter(doctor_device.gpus()))
+    assert (pascal.status, "CUDA 12.6" in pascal.remedy) == (PROBLEM, True)
+    assert "compute capability 6.1, for which torch" in pascal.text
+    built = ["sm_75", "sm_86", "sm_90a", "sm_120", "compute_120"]
+    fitting = {card: doctor_device._built_for(*card, built) for card in [(7, 5), (8, 9), (8, 0), (12, 1), (13, 0)]}
+    assert fitting == {(7, 5): True, (8, 9): True, (8, 0): False, (12, 1): True, (13, 0): True}
 
 
 def test_torch_and_driver(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
