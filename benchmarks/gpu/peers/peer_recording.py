@@ -13,8 +13,8 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 PACKAGES = (
-    "torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate", "datasets", "triton", "xformers", "flash-attn",
-    "liger-kernel", "kernels", "unsloth", "unsloth_zoo", "axolotl", "bam-lora",
+    "torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate", "datasets", "triton", "xformers",
+    "flash-attn", "liger-kernel", "kernels", "unsloth", "unsloth_zoo", "axolotl", "bam-lora",
 )  # fmt: skip
 _SAID = (
     "per_device_train_batch_size", "gradient_accumulation_steps", "max_steps", "learning_rate", "lr_scheduler_type",

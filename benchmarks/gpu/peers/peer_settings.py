@@ -34,6 +34,7 @@ class Settings:
         way: One of `WAYS`.
         optimizer: As transformers names it.
         attention: As transformers names it; None: the best there is.
+        order_seed: Of the order of rows alone, for ways of TRL's but its defaults; None: `seed`.
     """
 
     base: str
@@ -50,6 +51,7 @@ class Settings:
     way: str
     optimizer: str = "adamw_torch_fused"
     attention: str | None = None
+    order_seed: int | None = None
 
     @classmethod
     def read(cls, file: Path) -> Settings:

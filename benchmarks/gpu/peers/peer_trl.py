@@ -107,11 +107,11 @@ def best_arguments(settings: Settings) -> dict[str, Any]:
         # Two workers turn lists into tensors while the GPU works; on a CPU they would take the trainer's cores.
         "dataloader_num_workers": 2 if settings.on_gpu else 0,
         "dataloader_pin_memory": settings.on_gpu,
-        # Fused norms, rotary embeddings and SwiGLU. Its fused cross-entropy is refused by TRL, which has one of its own.
-        # TRL deprecates it for kernels from the Hub, which a machine without network cannot have.
+        # Fused norms, rotary embeddings and SwiGLU. Its fused cross-entropy is refused by TRL, which has one of its
+        # own. TRL deprecates it for kernels from the Hub, which a machine without network cannot have.
         **({"use_liger_kernel": True} if settings.on_gpu and find_spec("liger_kernel") else {}),
         # torch.compile is left off: bitsandbytes' layers break its graphs, and packed rows change their boundaries.
-        "data_seed": settings.seed,
+        "data_seed": settings.seed if settings.order_seed is None else settings.order_seed,
         "report_to": "none",
     }
 
