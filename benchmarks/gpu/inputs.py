@@ -57,22 +57,17 @@ def make_inputs(shape: Shape, work: Path, device: str, text_tokens: int) -> dict
     adapters = 2 * 4 * RANK * sum(one.rows + one.columns for one in linears)
     require_space(root, 2 * parameters + adapters + (1 << 20), f"the model {shape.name} and two adapters")
     started = time.perf_counter()
-    size = write_base(root / "base", shape, layout, device)
+    facts = {"parameters": parameters, "base_bytes": write_base(root / "base", shape, layout, device)}
     based = time.perf_counter()
     for number in (1, 2):
         write_adapter(root / f"adapter-{number}", root / "base", linears, device, seed=number)
     adapted = time.perf_counter()
     write_text(root / "text.jsonl", shape.config["vocab_size"], text_tokens, seed=0)
     write_text(root / "held-out.jsonl", shape.config["vocab_size"], text_tokens // 10, seed=1)
-    facts = {
-        "parameters": parameters,
-        "base_bytes": size,
-        "base_seconds": based - started,
-        "adapters_seconds": adapted - based,
-        "text_seconds": time.perf_counter() - adapted,
-    }
-    write_json(root / MADE, facts)
-    return facts
+    texts = time.perf_counter() - adapted
+    seconds = {"base_seconds": based - started, "adapters_seconds": adapted - based, "text_seconds": texts}
+    write_json(root / MADE, {**facts, **seconds})
+    return {**facts, **seconds}
 
 
 def model_layout(shape: Shape) -> Layout:
