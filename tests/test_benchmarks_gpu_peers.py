@@ -55,6 +55,7 @@ def results(settings: Any) -> dict[str, dict[str, Any]]:
         "other adapter": {"way": "trl-best-fp32", "seed": 4, "order_seed": 3},
         "other order": {"way": "trl-best-fp32", "seed": 4},
         "other rate": {"way": "ours", "learning_rate": 1.1e-2},
+        "checkpointing": {"way": "trl-best", "checkpointing": True},
     }
     return {name: job.run(dataclasses.replace(settings, **change)) for name, change in changes.items()}
 
@@ -112,6 +113,12 @@ def test_only_the_defaults_pad_and_checkpoint(results: dict[str, Any]) -> None:
     full = 128 * 2 * 2
     assert max(results["trl-defaults"]["tokens"]) < 0.8 * full  # padding does not count
     assert 0.9 * full < min(results["trl-best"]["tokens"]) <= max(results["trl-best"]["tokens"]) <= full
+
+
+def test_checkpointing_as_the_settings_say_changes_no_loss(results: dict[str, Any]) -> None:
+    best, checkpointed = results["trl-best"], results["checkpointing"]
+    assert checkpointed["effective"]["checkpointing"] is True
+    assert curves.compare(best, checkpointed, curves.tolerance_of(best)).equal
 
 
 def test_recorded_losses_are_those_that_the_trainer_logs(settings: Any, tmp_path: Path) -> None:

@@ -9,7 +9,9 @@ Tried on Python 3.11 without a GPU, with torch 2.13.0 for CPUs:
 - unsloth 2026.10.7 installs, but its import ends with "NotImplementedError: Unsloth cannot find any torch accelerator?
   You need a GPU.", and before that, where the index gives a torchvision for CUDA beside a torch for CPUs, with
   "ImportError: Unsloth: torchvision==0.28.0 claims to match torch==2.13.0+cpu, but its compiled operators do not load".
-- axolotl 0.19.0: AXOLOTL
+- axolotl 0.19.0 installs, is imported, and trains (a few steps in fp32, without its kernels; with these, which it turns
+  on by itself, the first step ends with "AttributeError: module 'torch._C' has no attribute
+  '_cuda_getCurrentRawStream'").
 """
 
 from __future__ import annotations

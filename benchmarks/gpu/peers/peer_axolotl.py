@@ -14,6 +14,16 @@ from typing import Any
 from peer_recording import Recorder, effective
 from peer_settings import Settings
 
+KERNELS = ("lora_mlp_kernel", "lora_qkv_kernel", "lora_o_kernel", "lora_embedding_kernel")
+"""Its own Triton kernels for LoRA."""
+_LIGER = {  # for the rest, also for cross-entropy with the output head
+    "plugins": ["axolotl.integrations.liger.LigerPlugin"],
+    "liger_rope": True,
+    "liger_rms_norm": True,
+    "liger_glu_activation": True,
+    "liger_fused_linear_cross_entropy": True,
+}
+
 
 def train(settings: Settings, recorder: Recorder, folder: Path) -> dict[str, Any]:
     """Trains, and returns what was really used."""
@@ -28,7 +38,7 @@ def train(settings: Settings, recorder: Recorder, folder: Path) -> dict[str, Any
     trainer = setup_model_and_trainer(resolved, load_datasets(cfg=resolved, cli_args=TrainerCliArgs()))[0]
     recorder.attach(trainer)
     execute_training(resolved, trainer, None)
-    names = ("sample_packing", "lora_mlp_kernel", "lora_qkv_kernel", "lora_o_kernel", "plugins", "sdpa_varlen")
+    names = ("sample_packing", *KERNELS, "plugins", "sdpa_varlen")
     return effective(
         trainer,
         own={name: resolved.get(name) for name in names},
@@ -69,7 +79,8 @@ def config(settings: Settings, folder: Path) -> dict[str, Any]:
         "gradient_checkpointing_kwargs": {"use_reentrant": False} if settings.checkpointing else None,
         "save_strategy": "no",
         "attn_implementation": attention(settings),
-        **(_kernels() if settings.on_gpu else {}),
+        **(_LIGER if settings.on_gpu else {}),
+        **dict.fromkeys(KERNELS, settings.on_gpu),  # it turns them on by itself, even where they cannot run
     }
 
 
@@ -78,17 +89,3 @@ def attention(settings: Settings) -> str:
     if settings.attention is not None:
         return settings.attention
     return "flash_attention_2" if settings.on_gpu and find_spec("flash_attn") else "sdpa"
-
-
-def _kernels() -> dict[str, Any]:
-    """Its own Triton kernels for LoRA, and Liger's for the rest, also for cross-entropy with the output head."""
-    return {
-        "lora_mlp_kernel": True,
-        "lora_qkv_kernel": True,
-        "lora_o_kernel": True,
-        "plugins": ["axolotl.integrations.liger.LigerPlugin"],
-        "liger_rope": True,
-        "liger_rms_norm": True,
-        "liger_glu_activation": True,
-        "liger_fused_linear_cross_entropy": True,
-    }
