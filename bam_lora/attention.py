@@ -6,6 +6,7 @@ its square. Flash attention takes the documents' boundaries instead, but needs a
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,30 @@ AUTO = "auto"
 FLASH = "flash_attention_2"
 _FLASH_CAPABILITY = 8  # Ampere
 FLASH_HEAD_DIM = 256
+_WITHOUT_ATTENTION = {"falcon_mamba", "mamba", "mamba2", "rwkv", "xlstm"}  # of the kinds that transformers 5.23 knows
+
+
+def require_attention(config: Mapping[str, Any], name: str) -> None:
+    """Checks that a base's layers attend.
+
+    Mamba, RWKV and their like carry a state from token to token: in a packed row it would run from one document into
+    the next, which nothing but attention keeps apart. PEFT refuses some of their layers, too, and 4 bits others.
+
+    Args:
+        config: What its config.json holds.
+        name: What errors call it.
+
+    Raises:
+        UserError: If it is of a kind without attention.
+    """
+    kind = config.get("model_type")
+    if kind in _WITHOUT_ATTENTION:
+        raise UserError.of(
+            f"base {name}",
+            expected="a model whose layers attend",
+            found=f"a {kind} model, in which texts packed side by side would run into each other",
+            remedy="Choose a transformer",
+        )
 
 
 def choose_attention(wanted: str | None, folder: Path, compute_dtype: str, device: str) -> str | None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bam_lora.attention import AUTO, choose_attention
+from bam_lora.attention import AUTO, choose_attention, require_attention
 from bam_lora.checkpoint import Checkpoint, open_checkpoint
 from bam_lora.errors import UserError, first_line
 from bam_lora.gpu_memory import OutOfMemory, room_for, set_allocator
@@ -157,8 +157,9 @@ def require_fitting_base(name: str, folder: Path, tokenizer: Any, sequence_lengt
     """Checks what training needs of a base; None: sequences have no fixed length.
 
     Raises:
-        UserError: If its tokenizer has no EOS token, or sequences would be longer than its context.
+        UserError: If it has no attention, its tokenizer no EOS token, or sequences would be longer than its context.
     """
+    require_attention(json.loads((folder / "config.json").read_text(encoding="utf-8")), name)
     if tokenizer.eos_token_id is None:
         raise UserError.of(
             f"tokenizer of {name}",

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bam_lora.attention import FLASH_HEAD_DIM
+from bam_lora.attention import FLASH_HEAD_DIM, require_attention
 from bam_lora.errors import UserError, first_line
 
 _BYTES = {"float32": 4, "float64": 8, "float8_e4m3fn": 1}
@@ -119,16 +119,19 @@ def shape_of_config(config: Mapping[str, Any], name: str) -> BaseShape:
         name: What errors call it.
 
     Raises:
-        UserError: If transformers knows no causal language model of this kind.
+        UserError: If transformers knows no causal language model of this kind, or it has no attention.
     """
     import torch
     from transformers import AutoModelForCausalLM
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     try:
+        require_attention(config, name)
         settings = CONFIG_MAPPING[config["model_type"]].from_dict(dict(config))
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(settings)
+    except UserError:
+        raise
     except Exception as error:  # configs come from anywhere, and every architecture fails in its own way
         raise UserError.of(
             f"config of {name}",

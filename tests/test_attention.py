@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 import torch
 import transformers.utils
-from transformers import Gemma3TextConfig, GPTNeoConfig, LlamaConfig
+from transformers import AutoConfig, AutoModelForCausalLM, Gemma3TextConfig, GPTNeoConfig, LlamaConfig
 
 from bam_lora.attention import choose_attention
-from bam_lora.base import Loading, load_model
+from bam_lora.base import Loading, load_model, require_fitting_base
 from bam_lora.errors import UserError
+from bam_lora.memory_shape import shape_of_config
 
 
 @pytest.fixture
@@ -29,6 +30,33 @@ def machine(monkeypatch: pytest.MonkeyPatch, *, flash: bool, kernels: bool = Fal
     monkeypatch.setattr(transformers.utils, "is_flash_attn_2_available", lambda: flash)
     monkeypatch.setattr(transformers.utils, "is_kernels_available", lambda: kernels)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (capability, 0))
+
+
+@pytest.mark.parametrize("kind", ["falcon_mamba", "mamba", "mamba2", "rwkv", "xlstm"])
+def test_a_base_without_attention_is_one_line(tmp_path: Path, story_tokenizer: Any, kind: str) -> None:
+    config = AutoConfig.for_model(kind)
+    config.save_pretrained(tmp_path)
+    words = rf"expected a model whose layers attend, found a {kind} model, .* Choose a transformer"
+    with pytest.raises(UserError, match=f"base org/it: {words}"):
+        require_fitting_base("org/it", tmp_path, story_tokenizer, 64)
+    with pytest.raises(UserError, match=f"base org/it: {words}"):
+        shape_of_config(config.to_dict(), "org/it")
+
+
+def test_a_state_runs_from_one_packed_text_into_the_next() -> None:
+    """Why: positions that begin anew keep texts apart where layers attend, and nowhere else."""
+    small = {"hidden_size": 32, "num_hidden_layers": 2, "vocab_size": 64, "pad_token_id": 0}
+    moved = {}
+    for kind, own in (("mamba", {"state_size": 8}), ("llama", {"num_attention_heads": 2, "intermediate_size": 48})):
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **small, **own)).eval()
+        second, positions = torch.arange(10, 26), torch.arange(16).repeat(2)[None]
+        rows = [torch.cat([torch.arange(first, first + 16), second])[None] for first in (20, 40)]
+        with torch.no_grad():
+            one, other = (model(input_ids=row, position_ids=positions, use_cache=False).logits[0, 16:] for row in rows)
+        moved[kind] = float((one - other).abs().max())
+    assert moved["llama"] == 0.0
+    assert moved["mamba"] > 1e-3
 
 
 def test_auto_takes_flash_attention_only_where_everything_fits(
