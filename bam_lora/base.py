@@ -157,9 +157,11 @@ def require_fitting_base(name: str, folder: Path, tokenizer: Any, sequence_lengt
     """Checks what training needs of a base; None: sequences have no fixed length.
 
     Raises:
-        UserError: If it has no attention, its tokenizer no EOS token, or sequences would be longer than its context.
+        UserError: If its tokenizer has no EOS token, sequences would be longer than its context, or texts packed into
+            one would run into each other.
     """
-    require_attention(json.loads((folder / "config.json").read_text(encoding="utf-8")), name)
+    if sequence_length is not None:  # packed
+        require_attention(json.loads((folder / "config.json").read_text(encoding="utf-8")), name)
     if tokenizer.eos_token_id is None:
         raise UserError.of(
             f"tokenizer of {name}",

@@ -21,6 +21,13 @@ _IGNORED_TEXTS = [
     r".*`ensure_weight_tying`.*",
     r"Adapter '[^']*': \d+ LoRA tensor\(s\) have invalid shape: \S+\.lora_B\.bias:",
 ]
+# What `datasets` logs before it raises the same: our line says it.
+_READERS = ("arrow", "csv", "json", "parquet")
+_RAISED = ("Failed to load JSON from file", "Failed to read file", "Failed to read schema from")
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith(_RAISED)
 
 
 def quiet(*, verbose: bool = False) -> None:
@@ -39,6 +46,8 @@ def quiet(*, verbose: bool = False) -> None:
         return
     for name in ("bitsandbytes", "accelerate", "peft", "trl", "datasets", "torch.utils.checkpoint"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    for name in _READERS:
+        logging.getLogger(f"datasets.packaged_modules.{name}.{name}").addFilter(_is_news)
     categories = {"FutureWarning": FutureWarning, "DeprecationWarning": DeprecationWarning}
     for category, modules in _IGNORED:
         warnings.filterwarnings("ignore", category=categories[category], module=modules)

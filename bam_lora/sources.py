@@ -248,6 +248,6 @@ def _unreadable(source: TextSource, error: Exception) -> UserError:
     return UserError.of(
         source.path,
         expected="readable data",
-        found=f"{type(error).__name__}: {first_line(error.__cause__ or error)}",
+        found=f"{type(error).__name__}: {first_line(error.__cause__ or error).rstrip('.')}",
         remedy="Check the file",
     )
