@@ -241,6 +241,18 @@ def test_peers_are_given_what_trl_is(settings: Any, tmp_path: Path) -> None:
     assert (axolotl["sequence_len"], axolotl["micro_batch_size"], axolotl["max_steps"]) == (128, 2, STEPS)
 
 
+def test_turns_leave_the_first_steps_out_and_tell_runs_apart() -> None:
+    turns = load("turns")
+    said = {"effective": {}, "versions": {}, "checksums": [1, 2, 3, 4], "tokens": [9, 9, 100, 200]}
+    one = {"ours": {**said, "step_cpu_seconds": [9.0, 9.0, 0.5, 1.0], "losses": [4.0, 3.0, 2.0, 1.0]}}
+    assert turns.speeds(one) == {"ours": 200.0}
+    other = {"ours": {**one["ours"], "losses": [4.0, 3.0, 2.0, 1.5]}}
+    assert turns.summary([one, one])["ways"]["ours"]["same_losses_in_all_rounds"] is True
+    found = turns.summary([one, other])["ways"]["ours"]
+    assert found["same_losses_in_all_rounds"] is False
+    assert found["tokens_per_cpu_second"] == [200.0, 200.0]
+
+
 def environment(work: Path, way: str) -> None:
     """A folder that looks like a peer's finished environment."""
     folder = work / "envs" / way
