@@ -6,12 +6,13 @@ BIN := .venv/bin
 TEST_JOBS ?= 2
 READY := .venv/.ready
 
-.PHONY: help setup quickstart test test-recipes test-slow lint format docs pictures site bench bench-forgetting bench-fold bench-precision \
-	bench-overhead bench-estimates bench-gpu clean
+.PHONY: help setup quickstart test test-oldest test-recipes test-slow lint format docs pictures site bench bench-forgetting bench-fold \
+	bench-precision bench-overhead bench-estimates bench-gpu clean
 
 help:
 	@echo "make quickstart   the whole loop on the embedded model, CPU, minutes"
 	@echo "make test         the tests"
+	@echo "make test-oldest  the tests with the oldest versions that are allowed, in .venv-oldest (OLDEST_PYTHON=python3.12)"
 	@echo "make setup        the environment in .venv, with the pinned versions"
 	@echo "make lint         format check, linter, type check"
 	@echo "make format       put the format right"
@@ -42,6 +43,20 @@ quickstart: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest -m "not slow and not gpu" -n $(TEST_JOBS) --dist loadfile
+
+# An environment of its own, pinned for one Python; where pip takes torch with CUDA, it is a download of 3 GB.
+OLDEST_PYTHON ?= python3.12
+OLDEST := .venv-oldest
+$(OLDEST)/.ready: pyproject.toml constraints-oldest.txt
+	@if ! $(OLDEST_PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 12))' 2>/dev/null; then \
+		echo "error: constraints-oldest.txt is for Python 3.12; $(OLDEST_PYTHON) is not: set OLDEST_PYTHON=/path/to/python3.12"; exit 1; fi
+	@echo "setting up $(OLDEST) with $(OLDEST_PYTHON) (a few minutes the first time)"
+	@$(OLDEST_PYTHON) -m venv $(OLDEST)
+	@$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints-oldest.txt --editable '.[test]'
+	@touch $@
+
+test-oldest: $(OLDEST)/.ready
+	$(OLDEST)/bin/python -m pytest -m "not slow and not gpu" -n $(TEST_JOBS) --dist loadfile
 
 test-recipes: $(READY)
 	$(BIN)/python -m pytest -m slow -n $(TEST_JOBS) tests/test_recipes_run.py -k every_pair
@@ -93,4 +108,4 @@ bench-gpu: $(READY)
 	$(BIN)/python benchmarks/gpu/run.py --minutes $(MINUTES)
 
 clean:
-	rm -rf .venv quickstart site
+	rm -rf .venv .venv-oldest quickstart site

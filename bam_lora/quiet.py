@@ -15,10 +15,11 @@ _IGNORED = [
 ]
 # `pin_memory` without an accelerator; the Trainer asks for it by default.
 # PEFT's advice on tied embeddings: folding takes care of both cases. Its check of shapes takes a bias for a damaged
-# factor; adapters are checked again when they are merged.
+# factor; adapters are checked again when they are merged. How bitsandbytes before 0.50 says what its 8-bit layers do.
 _IGNORED_TEXTS = [
     r".*'pin_memory' argument is set as true but no accelerator.*",
     r".*`ensure_weight_tying`.*",
+    r"MatMul8bitLt: inputs will be cast from",
     r"Adapter '[^']*': \d+ LoRA tensor\(s\) have invalid shape: \S+\.lora_B\.bias:",
 ]
 # What `datasets` logs before it raises the same: our line says it.

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bam_lora.base import Loading, device
+from bam_lora.library_versions import seed_the_adapter
 
 
 def adapter_config(arguments: Mapping[str, Any]) -> Any:
@@ -45,6 +46,7 @@ class SftBranch:
         """The trainer."""
         from trl import SFTConfig, SFTTrainer
 
+        seed_the_adapter(self.seed)
         return SFTTrainer(
             view,
             args=SFTConfig(**self._arguments(output)),

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from bam_lora.errors import UserError
+from bam_lora.library_versions import seed_the_adapter
 from bam_lora.plan import BranchPlan
 
 
@@ -54,6 +55,7 @@ class TrainerBranch:
     def __call__(self, view: Any, output: Path, callbacks: Sequence[Any]) -> Any:
         """The trainer."""
         parts = self.parts
+        seed_the_adapter(self.plan.seed)
         with self._tracker_names():
             return parts.trainer_cls(
                 model=view,

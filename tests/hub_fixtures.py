@@ -62,7 +62,6 @@ def patch_libraries(monkeypatch: pytest.MonkeyPatch, url: str, home: Path, *, of
     hub = {
         "ENDPOINT": url,
         "HUGGINGFACE_CO_URL_TEMPLATE": url + "/{repo_id}/resolve/{revision}/{filename}",
-        "HF_URL_HOSTS": constants.HF_URL_HOSTS | {"127.0.0.1"},
         "HF_HUB_OFFLINE": offline,
         "HF_HUB_DISABLE_XET": True,
         "HF_HOME": str(home),
@@ -72,6 +71,8 @@ def patch_libraries(monkeypatch: pytest.MonkeyPatch, url: str, home: Path, *, of
         "HF_STORED_TOKENS_PATH": str(home / "stored_tokens"),
         "AGENT_HARNESSES_PATH": str(home / ".agent_harnesses.json"),
     }
+    if hasattr(constants, "HF_URL_HOSTS"):  # huggingface_hub 2 looks a link's host up in it
+        hub["HF_URL_HOSTS"] = constants.HF_URL_HOSTS | {"127.0.0.1"}
     data = {
         "HF_ENDPOINT": url,
         "HUB_DATASETS_URL": url + "/datasets/{repo_id}/resolve/{revision}/{path}",

@@ -36,7 +36,7 @@ def test_this_machine_has_no_problem(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert (found["format"], found["ok"], result.exit_code, problems) == (1, True, 0, [])
     by_name = {one["name"]: one for one in found["checks"]}
     assert by_name["4-bit"]["status"] == "ok"
-    assert f"torch {torch.__version__}" in by_name["packages"]["text"]
+    assert f"torch {metadata.version('torch')}" in by_name["packages"]["text"]
     assert by_name["token"]["text"] == "found in HF_TOKEN"
     assert "HF_HUB_OFFLINE" in by_name["hub"]["text"]
     assert "hf_secret" not in result.output

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from bam_lora import fit
+from bam_lora import fit, memory
 from bam_lora.errors import UserError
 from bam_lora.fit import MARGIN, Fit, fit_recipe, with_settings
 from bam_lora.fit_bases import bases_up_to
@@ -22,6 +22,12 @@ LLAMA_8B = {
     "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128256, "max_position_embeddings": 8192,
     "tie_word_embeddings": False,
 }  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def tiled_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cards' sizes are chosen for TRL's loss in tiles; TRL 1.10 has all logits at once and needs larger ones."""
+    monkeypatch.setattr(memory, "_tiled_loss", lambda: True)
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from conftest import ENGLISH, GERMAN
 from datasets import Dataset
 from peft import LoraConfig
@@ -44,6 +45,7 @@ def plain_adapter(
     folder: Path, base: Path, args: SFTConfig, dataset: Dataset, **others: Any
 ) -> dict[str, torch.Tensor]:
     args.disable_tqdm = True
+    transformers.set_seed(args.seed)  # TRL 1.10 does not, before it draws the adapter
     trainer = SFTTrainer(str(base), args=args, train_dataset=dataset, peft_config=lora(), **others)
     for module in trainer.model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
