@@ -21,6 +21,13 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Hides GPUs from all tests but those that are for one (`pytest -m gpu`): they compare bits, or count processes."""
+    if config.option.markexpr.strip() != "gpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
 ENGLISH = [
     f"The {who} went to the {place} on a {day} morning. There the {who} found {what}, and was glad of it."
     for who in ("miller", "smith", "baker", "fox")
