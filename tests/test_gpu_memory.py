@@ -2,29 +2,20 @@
 
 from __future__ import annotations
 
-import os
-import platform
-import sys
 import types
 import weakref
-from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from bitsandbytes import functional
-from transformers.training_args import OptimizerNames
 
-from bam_lora import gpu_memory, sft_branch
-from bam_lora.base import Loading
-from bam_lora.check_machine import find_machine
-from bam_lora.compute_types import emulation_note
+from bam_lora import gpu_memory, stages
 from bam_lora.errors import UserError
 from bam_lora.evaluate import Window, score
-from bam_lora.gpu_memory import OutOfMemory, freed_after_errors, is_out_of_memory, room_for, set_allocator, use_one_gpu
+from bam_lora.gpu_memory import OutOfMemory, freed_after_errors, is_out_of_memory, room_for
 from bam_lora.learned_weights import _cross_entropy, _nats, fitting_tokens
-from bam_lora.paged_optimizer import PageState, paged_state
+from bam_lora.loop import run
 from bam_lora.recipe import Recipe, recipe_from_dict
 from bam_lora.rundir import recipe_key
 from bam_lora.session import Session
@@ -170,57 +161,6 @@ def test_no_gpu_no_peaks(tmp_path: Path) -> None:
     assert "peak_gpu_bytes_by_stage" not in record["sessions"][0]
 
 
-@pytest.mark.parametrize(
-    ("given", "then"),
-    [
-        ({}, {"CUDA_VISIBLE_DEVICES": "0"}),
-        ({"CUDA_VISIBLE_DEVICES": "2,3"}, {"CUDA_VISIBLE_DEVICES": "2"}),
-        ({"CUDA_VISIBLE_DEVICES": ""}, {"CUDA_VISIBLE_DEVICES": ""}),
-        ({"CUDA_VISIBLE_DEVICES": "-1"}, {"CUDA_VISIBLE_DEVICES": "-1"}),
-        ({"CUDA_VISIBLE_DEVICES": "GPU-5f6b, GPU-88aa"}, {"CUDA_VISIBLE_DEVICES": "GPU-5f6b"}),
-        ({"CUDA_VISIBLE_DEVICES": "MIG-12"}, {"CUDA_VISIBLE_DEVICES": "MIG-12"}),
-        ({"HIP_VISIBLE_DEVICES": "1,0"}, {"HIP_VISIBLE_DEVICES": "1"}),
-        ({"ROCR_VISIBLE_DEVICES": "0,1"}, {"ROCR_VISIBLE_DEVICES": "0"}),
-    ],
-)
-def test_the_first_gpu_of_those_shown(
-    given: dict[str, str], then: dict[str, str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES"):
-        monkeypatch.setenv(name, "")  # so that it is put back
-        monkeypatch.delenv(name)
-    for name, value in given.items():
-        monkeypatch.setenv(name, value)
-    use_one_gpu()
-    assert {name: os.environ[name] for name in os.environ if name.endswith("_VISIBLE_DEVICES")} == then
-
-
-@pytest.mark.parametrize(
-    ("machine", "wanted"),
-    [
-        (("linux", "6.8.0-generic", "x86_64", "2.13.0+cu130"), True),
-        (("linux", "5.15.153.1-microsoft-standard-WSL2", "x86_64", "2.13.0+cu130"), False),
-        (("linux", "6.8.0-tegra", "aarch64", "2.13.0"), False),
-        (("linux", "6.8.0-generic", "x86_64", "2.13.0+rocm7.2"), False),
-        (("win32", "11", "AMD64", "2.13.0+cu130"), False),
-    ],
-)
-def test_the_allocator(machine: tuple[str, str, str, str], wanted: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF"):
-        monkeypatch.setenv(name, "")
-        monkeypatch.delenv(name)
-    monkeypatch.setattr(sys, "platform", machine[0])
-    monkeypatch.setattr(platform, "release", lambda: machine[1])
-    monkeypatch.setattr(platform, "machine", lambda: machine[2])
-    monkeypatch.setattr(gpu_memory.metadata, "version", lambda name: machine[3])
-    set_allocator()
-    assert os.environ.get("PYTORCH_ALLOC_CONF") == ("expandable_segments:True" if wanted else None)
-    monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "max_split_size_mb:128")
-    monkeypatch.delenv("PYTORCH_ALLOC_CONF", raising=False)
-    set_allocator()
-    assert "PYTORCH_ALLOC_CONF" not in os.environ  # the user's own word
-
-
 class Small:
     """A language model for which there is room for so many windows at once."""
 
@@ -295,85 +235,40 @@ def test_what_takes_less_memory_does_not_make_another_run() -> None:
     assert recipe_key(recipe(training={"learning_rate": 1e-3})) != begun
 
 
-class Paged:
-    """A paged optimizer as bitsandbytes has it."""
+def test_a_run_that_did_not_fit_goes_on_with_smaller_batches(
+    tiny_base: Path, german_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wanted(batch: int, accumulation: int) -> Recipe:
+        return recipe_from_dict(
+            {
+                "base": str(tiny_base),
+                "output": "unused",
+                "data": {"target": [{"path": str(german_file)}], "sequence_length": 64},
+                "bam": {"slices": 2, "branches": 2},
+                "lora": {"r": 2},
+                "training": {"per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulation},
+                "evaluation": {"batch_size": batch},
+            }
+        )
 
-    is_paged = True
+    whole = stages.train_branch
 
-    def __init__(self, parameter: torch.Tensor) -> None:
-        self.parameter = parameter
-        self.state = {parameter: {"state1": torch.full((4,), 3.0), "state2": None, "qmap1": torch.zeros(2)}}
+    def for_small_batches(model: Any, job: Any, folder: Path, make: Any, **others: Any) -> Any:
+        if make.arguments["per_device_train_batch_size"] > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return whole(model, job, folder, make, **others)
 
-    def get_state_buffer(self, parameter: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        return functional.get_paged(4, dtype=dtype, device=torch.device("cuda", 0))
-
-
-@pytest.fixture
-def allocated(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    from bam_lora import paged_optimizer
-
-    made: list[Any] = []
-
-    def get_paged(*shape: int, dtype: Any, device: Any) -> torch.Tensor:
-        made.append(torch.zeros(shape, dtype=dtype))
-        made[-1].is_paged = True
-        return made[-1]
-
-    monkeypatch.setattr(functional, "get_paged", get_paged)
-    monkeypatch.setattr(paged_optimizer, "_free", defaultdict(list))
-    return made
-
-
-def trainer(optim: Any) -> Any:
-    return types.SimpleNamespace(args=types.SimpleNamespace(optim=optim), add_callback=lambda callback: None)
-
-
-def test_branches_share_the_pages_of_their_optimizers(allocated: list[Any]) -> None:
-    device = torch.device("cuda", 0)
-    original = functional.get_paged
-    for optim in ("paged_adamw_8bit", OptimizerNames.PAGED_ADAMW_8BIT, OptimizerNames.PAGED_ADAMW_8BIT):
-        with paged_state(trainer(optim)):
-            pages = [functional.get_paged(4, 2, dtype=torch.uint8, device=device) for _ in range(2)]
-            assert pages[0] is not pages[1]
-    assert len(allocated) == 2
-    assert functional.get_paged is original
-    with paged_state(trainer("adamw_torch_fused")):
-        assert functional.get_paged is original
-
-
-def test_a_state_from_a_checkpoint_is_paged_again(allocated: list[Any]) -> None:
-    optimizer = Paged(torch.empty(4, device="meta"))
-    PageState().on_train_begin(None, None, None, optimizer=types.SimpleNamespace(optimizer=optimizer))
-    moments = optimizer.state[optimizer.parameter]
-    assert moments["state1"] is allocated[0]
-    assert moments["state1"].tolist() == [3.0] * 4
-    assert not hasattr(moments["qmap1"], "is_paged")
-    PageState().on_train_begin(None, None, None, optimizer=optimizer)
-    assert len(allocated) == 1
-
-
-def test_a_card_that_emulates_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bam_lora.compute_types.device", lambda: "cuda")
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla T4")
-    note = emulation_note("bfloat16")
-    assert note is not None
-    assert note.startswith("Tesla T4 only emulates bfloat16")
-    assert emulation_note("float16") is None
-    monkeypatch.setattr("bam_lora.compute_types.device", lambda: "cpu")
-    assert emulation_note("bfloat16") is None
-
-
-def test_an_arc_has_memory_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = types.SimpleNamespace(name="Arc", total_memory=16 << 30)
-    monkeypatch.setattr("bam_lora.check_machine.device", lambda: "xpu")
-    monkeypatch.setattr(torch.xpu, "get_device_properties", lambda number: found)
-    machine = find_machine()
-    assert (machine.name, machine.memory_bytes, machine.unified) == ("Arc", 16 << 30, False)
-
-
-@pytest.mark.parametrize(("device", "pinned"), [("cuda", True), ("xpu", True), ("mps", False), ("cpu", False)])
-def test_pinned_memory(device: str, pinned: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(sft_branch, "device", lambda: device)
-    branch = sft_branch.SftBranch(Loading(16), None, None, {}, {}, 1, 0, 8)
-    assert branch._arguments(tmp_path)["dataloader_pin_memory"] is pinned
+    monkeypatch.setattr(stages, "train_branch", for_small_batches)
+    with pytest.raises(
+        OutOfMemory, match=r"\Atraining iteration 1/1, branch 1, slice 1: .*the run goes on\. A shorter"
+    ):
+        run(wanted(4, 2), tmp_path / "run")
+    plan = (tmp_path / "run" / "plan.json").read_bytes()
+    data = (tmp_path / "run" / "data" / "01" / "done.json").stat().st_mtime_ns
+    with pytest.raises(UserError, match=r"other values for .*per_device_train_batch_size"):
+        run(wanted(1, 2), tmp_path / "run")
+    run(wanted(1, 8), tmp_path / "run")
+    assert (tmp_path / "run" / "plan.json").read_bytes() == plan
+    assert (tmp_path / "run" / "data" / "01" / "done.json").stat().st_mtime_ns == data
+    assert "per_device_train_batch_size: 1" in (tmp_path / "run" / "recipe.yaml").read_text()
+    assert (tmp_path / "run" / "model" / "config.json").is_file()
