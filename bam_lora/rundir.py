@@ -21,12 +21,6 @@ from bam_lora.store import digest, read_record, sweep, write_record, write_text
 _EXTENSIBLE = ("data.target", "data.replay", "bam.slices", "training.")
 _HARMLESS = ("output", "keep.", "limits.", "evaluation.task")  # the last: tasks can be added to a run at any time
 _UNBINDING = ("output", "keep", "limits")  # sections that do not make a run another one
-_ROOM = (
-    "per_device_train_batch_size",
-    "gradient_accumulation_steps",
-    "activation_checkpointing",
-    "gradient_checkpointing",
-)
 _MARKS = ("plan.json", "ledger.json", "environment.json")  # a recipe.yaml alone may be a project of the user's
 
 
@@ -299,5 +293,6 @@ def _leave_out_room(training: dict[str, Any], evaluation: dict[str, Any], script
     for name in ("per_device_train_batch_size", "checkpointing"):
         del training[name]
     del evaluation["batch_size"]
-    for name in _ROOM:  # the same, as a script says it
-        script.pop(name, None)
+    said = ("per_device_train_batch_size", "gradient_accumulation_steps", "_checkpointing")  # the same, in a script
+    for name in [name for name in script if name.endswith(said)]:
+        del script[name]
