@@ -1,7 +1,8 @@
 """Which attention a base is loaded with: packed rows are many short documents, which not every kind takes well.
 
 With transformers' default, `sdpa`, a batch of packed rows is one long row with a dense mask: time and memory grow with
-its square. Flash attention takes the documents' boundaries instead, but needs a package, a GPU and a model that fit.
+its square. Flash attention takes the documents' boundaries instead, but needs a package, a GPU and a model that fit;
+our own `packed` (`packed_attention`) takes them, too, and needs nothing but torch.
 """
 
 from __future__ import annotations
@@ -14,6 +15,9 @@ from bam_lora.errors import UserError
 
 AUTO = "auto"
 FLASH = "flash_attention_2"
+PACKED = "packed"
+BY_DOCUMENT = frozenset({FLASH, PACKED})
+"""Kinds of attention that make no mask of packed rows."""
 _FLASH_CAPABILITY = 8  # Ampere
 FLASH_HEAD_DIM = 256
 _WITHOUT_ATTENTION = {"falcon_mamba", "mamba", "mamba2", "rwkv", "xlstm"}  # of the kinds that transformers 5.23 knows
