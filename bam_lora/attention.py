@@ -8,6 +8,7 @@ our own `packed` (`packed_attention`) takes them, too, and needs nothing but tor
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -44,9 +45,25 @@ def require_attention(config: Mapping[str, Any], name: str) -> None:
             found=f"a {kind} model, in which texts packed side by side would run into each other",
             remedy="Choose a transformer",
         )
+# Whose attention is nothing but what `packed` computes; each of them is compared with `sdpa` in the tests.
+PACKED_MODELS = frozenset(
+    {
+        "apertus", "arcee", "gemma", "gemma3_text", "glm4", "granite", "llama", "ministral", "mistral", "mixtral",
+        "olmo2", "olmo3", "phi3", "qwen2", "qwen3", "qwen3_moe", "smollm3", "starcoder2",
+    }
+)  # fmt: skip
 
 
-def choose_attention(wanted: str | None, folder: Path, compute_dtype: str, device: str) -> str | None:
+@dataclass(frozen=True)
+class Recorded:
+    """By what attention a run was trained before: a name, or None for transformers' own choice."""
+
+    name: str | None
+
+
+def choose_attention(
+    wanted: str | None, folder: Path, compute_dtype: str, device: str, *, before: Recorded | None = None
+) -> str | None:
     """The `attn_implementation` to load a model with.
 
     Args:
@@ -54,37 +71,69 @@ def choose_attention(wanted: str | None, folder: Path, compute_dtype: str, devic
         folder: The model.
         compute_dtype: Of activations.
         device: Where it goes, such as "cuda:0".
+        before: What a run has trained with so far, which `auto` keeps where it can.
 
     Returns:
         A name for transformers, or None to leave it to transformers (`sdpa`, for models that have it).
 
     Raises:
-        UserError: If flash attention is asked for by name where it cannot be.
+        UserError: If flash attention or `packed` is asked for by name where it cannot be.
     """
     if wanted == FLASH:
         _require_flash(device)
-    if wanted != AUTO:
-        return wanted
-    return FLASH if _flash_fits(folder, compute_dtype, device) else None
+    if wanted == PACKED:
+        _require_packed(folder)
+    if wanted != AUTO or (before is not None and before.name is None):
+        return None if wanted == AUTO else wanted
+    if (before is None or before.name == FLASH) and _flash_fits(folder, compute_dtype, device):
+        return FLASH
+    return PACKED if (before is None or before.name == PACKED) and _packed_fits(folder, compute_dtype, device) else None
 
 
 def _flash_fits(folder: Path, compute_dtype: str, device: str) -> bool:
     """Whether flash attention surely works: package, GPU, number format, model, size of its heads."""
     import torch
-    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
     from transformers.utils import is_flash_attn_2_available
 
     if not device.startswith("cuda") or compute_dtype == "float32" or not is_flash_attn_2_available():
         return False
     if torch.cuda.get_device_capability(device)[0] < _FLASH_CAPABILITY:
         return False
-    config = AutoConfig.from_pretrained(str(folder), local_files_only=True)
+    config = _config(folder)
     architecture = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
     if not getattr(architecture, "_supports_flash_attn", False):
         return False
     if getattr(architecture, "_compatible_flash_implementations", None):  # kernels of its own, from the Hub
         return False
     return _head_dim(config.get_text_config()) <= FLASH_HEAD_DIM
+
+
+def _packed_fits(folder: Path, compute_dtype: str, device: str) -> bool:
+    """Whether `packed` is as right as `sdpa` and surely no slower: on CPUs, and where torch's own kernel takes it."""
+    config = _config(folder)
+    if not _packed_knows(config) or not device.startswith(("cpu", "cuda")):
+        return False
+    if device.startswith("cpu"):
+        return True
+    import torch
+
+    from bam_lora.packed_attention import kernel_takes
+
+    width = _head_dim(config)
+    return kernel_takes(torch.device(device), getattr(torch, compute_dtype), width, width)
+
+
+def _packed_knows(config: Any) -> bool:
+    """Whether a model is one of those that `packed` was tested with: the kind, and nothing unusual in its config."""
+    plain = not getattr(config, "attention_dropout", 0.0) and getattr(config, "is_causal", True) is not False
+    return config.model_type in PACKED_MODELS and plain
+
+
+def _config(folder: Path) -> Any:
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(str(folder), local_files_only=True)
 
 
 def _head_dim(config: Any) -> int:
@@ -101,4 +150,16 @@ def _require_flash(device: str) -> None:
             expected="an NVIDIA GPU and the package flash-attn or kernels",
             found="no GPU" if not device.startswith("cuda") else "neither package",
             remedy="Install one, or leave it at auto",
+        )
+
+
+def _require_packed(folder: Path) -> None:
+    config = _config(folder)
+    if not _packed_knows(config):
+        drops = config.model_type in PACKED_MODELS
+        raise UserError.of(
+            f"quantization.attention: {PACKED}",
+            expected="a model of one of the kinds " + ", ".join(sorted(PACKED_MODELS)),
+            found=f"{config.model_type} with dropout in attention, or not causal" if drops else config.model_type,
+            remedy="Leave it at auto",
         )

@@ -158,11 +158,11 @@ def packed_attention(
         computed = torch.get_autocast_dtype(query.device.type)
         query, key, value = query.to(computed), key.to(computed), value.to(computed)
     rows, heads, length, _ = query.shape
-    flat = [one.transpose(1, 2).flatten(0, 1) for one in (query, key, value)]  # [N, H, D]
+    q_nhd, k_nhd, v_nhd = (one.transpose(1, 2).flatten(0, 1) for one in (query, key, value))
     if not dropout and kernel_takes(query.device, query.dtype, query.shape[-1], value.shape[-1]):
-        result = _by_kernel(*flat, attention_mask, scaling)
+        result = _by_kernel(q_nhd, k_nhd, v_nhd, attention_mask, scaling)
     else:
-        result = _one_by_one(*flat, attention_mask, dropout, scaling)
+        result = _one_by_one(q_nhd, k_nhd, v_nhd, attention_mask, dropout, scaling)
     return result.view(rows, length, heads, -1), None
 
 
@@ -178,7 +178,7 @@ def kernel_takes(device: torch.device, dtype: torch.dtype, head_dim: int, value_
 
 @cache
 def _kernel() -> tuple[Callable[..., torch.Tensor], bool] | None:
-    """torch's kernel and whether it shares keys among heads; None where it is not there or knows no windows."""
+    """The kernel, and whether it shares keys among heads; None where it is not there or knows no windows."""
     try:
         from torch.nn.attention.varlen import varlen_attn
     except ImportError:

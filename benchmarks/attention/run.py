@@ -1,0 +1,150 @@
+"""What a training step costs by `sdpa` and by `packed`, over rows of packed documents of growing length, on a CPU.
+
+    BAM_LORA_BENCH_DATA=folder python benchmarks/attention/run.py [--bits 4,16] [--lengths 512,1024,...]
+
+One row of German documents (those that are longer are split), forward and backward through the small base with an
+adapter of rank 32: the best processor time of `ROUNDS` and the peak of the resident set above what there was before
+the first step. Every case is a process of its own, on one thread.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+KINDS = ("sdpa", "packed")
+ROUNDS = 3
+RANK = 32
+_LEAST = 2048  # tokens a round
+
+
+def main() -> None:
+    options = parse()
+    if options.case:
+        print(json.dumps(measure(*json.loads(options.case))))
+        return
+    from bam_lora.machine import environment
+
+    status = subprocess.run(["git", "status", "--porcelain"], cwd=ROOT, capture_output=True, text=True, check=True)
+    dirty = [line for line in status.stdout.splitlines() if "/results/" not in line]
+    if dirty and not options.allow_dirty:
+        sys.exit(
+            f"Uncommitted changes ({dirty[0].strip()}, ...): commit them, so that the results name what was measured"
+        )
+    results: dict[str, Any] = {"provenance": {**environment("cpu", 1), "dirty": bool(dirty)}, "cases": []}
+    options.result.parent.mkdir(parents=True, exist_ok=True)
+    for length in numbers(options.lengths):
+        for bits in numbers(options.bits):
+            for kind in KINDS:
+                results["cases"].append(apart(kind, bits, length))
+                options.result.write_text(json.dumps(results, indent=2) + "\n")
+                print(json.dumps(results["cases"][-1]), flush=True)
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--bits", default="4,16")
+    parser.add_argument("--lengths", default="512,1024,2048,4096,8192")
+    parser.add_argument("--case", help=argparse.SUPPRESS)
+    parser.add_argument("--allow-dirty", action="store_true", help="measure a tree with uncommitted changes")
+    parser.add_argument("--result", type=Path, default=HERE / "results" / f"{datetime.date.today().isoformat()}.json")
+    return parser.parse_args()
+
+
+def numbers(listed: str) -> list[int]:
+    return [int(one) for one in listed.split(",")]
+
+
+def apart(kind: str, bits: int, length: int) -> dict[str, Any]:
+    case = json.dumps([kind, bits, length])
+    settings = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, __file__, "--case", case]
+    found = subprocess.run(command, env=settings, capture_output=True, text=True, check=False)
+    if found.returncode:
+        sys.exit(found.stderr)
+    result: dict[str, Any] = json.loads(found.stdout.splitlines()[-1])
+    return result
+
+
+def measure(kind: str, bits: int, length: int) -> dict[str, Any]:
+    """Seconds of the processor for a step over one row, and bytes above what there was before."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+
+    from bam_lora.base import Loading, load_model
+
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    data = Path(os.environ["BAM_LORA_BENCH_DATA"])
+    model = load_model(data / "models" / "en-docs-8m", Loading(bits, attention=kind))
+    model.config.use_cache = False
+    model = get_peft_model(model, LoraConfig(r=RANK, target_modules="all-linear", task_type="CAUSAL_LM"))
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            torch.nn.init.normal_(parameter.data, std=0.02)
+    model.train()
+    collate = DataCollatorForLanguageModeling(pad_token_id=0, padding_free=True)
+    batches = [collate([row]) for row in rows(data, length)]
+
+    def step(batch: Any) -> None:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            loss = model(**batch).loss
+        loss.backward()
+        model.zero_grad()
+
+    before = resident()
+    seconds = []
+    for _ in range(ROUNDS + 1):  # the first warms up
+        begin = time.process_time()
+        for batch in batches:
+            step(batch)
+        seconds.append((time.process_time() - begin) / len(batches))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+    documents = sum(int((batch["position_ids"] == 0).sum()) for batch in batches) / len(batches)
+    return {
+        "attention": kind, "bits": bits, "tokens": length, "documents": documents,
+        "step_cpu_seconds": round(min(seconds[1:]), 4), "peak_above_start_bytes": peak,
+    }  # fmt: skip
+
+
+def rows(data: Path, length: int) -> list[dict[str, list[int]]]:
+    """Packed rows of so many tokens, at least `_LEAST` of them: the documents of the file, one after another."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(str(data / "models" / "en-docs-8m"))
+    made: list[dict[str, list[int]]] = []
+    ids: list[int] = []
+    lengths: list[int] = []
+    with (data / "data" / "de_docs.train.jsonl").open(encoding="utf-8") as lines:
+        for line in lines:
+            document = [*tokenizer(json.loads(line)["text"])["input_ids"], tokenizer.eos_token_id]
+            while document:
+                part = document[: length - len(ids)]
+                document = document[len(part) :]
+                ids += part
+                lengths.append(len(part))
+                if len(ids) == length:
+                    made.append({"input_ids": ids, "seq_lengths": lengths})
+                    ids, lengths = [], []
+                    if len(made) * length >= _LEAST:
+                        return made
+    raise SystemExit("The text is too short")
+
+
+def resident() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
+
+
+if __name__ == "__main__":
+    main()
