@@ -1,6 +1,6 @@
 """Advice on the batch size, for `bam-lora check`: a batch of packed sequences can cost more than they do one by one.
 
-All kinds of attention but flash take a batch as one row with a dense mask, so each token attends to the whole batch:
+With `sdpa` or `eager` attention a batch is one row with a dense mask, so each token attends to the whole batch:
 4·hidden·layers·(batch - 1)·length operations a token more, beside the 2·parameters of the weights. Half as many more
 cost a quarter to a third more time, twice as many twice the time (docs/log.md). On the other hand, very small batches
 keep a processor badly busy.
@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from bam_lora.attention import FLASH, choose_attention
+from bam_lora.attention import BY_DOCUMENT, choose_attention
 from bam_lora.base import device
 from bam_lora.recipe import Recipe
 
@@ -27,7 +27,7 @@ def batch_lines(recipe: Recipe, folder: Path, parameters: int) -> list[str]:
         parameters: Its numbers.
     """
     quantization, training = recipe.quantization, recipe.training
-    if choose_attention(quantization.attention, folder, quantization.compute_dtype, device()) == FLASH:
+    if choose_attention(quantization.attention, folder, quantization.compute_dtype, device()) in BY_DOCUMENT:
         return []
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     config = config.get("text_config", config)
@@ -40,7 +40,7 @@ def batch_lines(recipe: Recipe, folder: Path, parameters: int) -> list[str]:
         return []
     accumulation = training.gradient_accumulation_steps * batch // better
     return [
-        f"note        without flash attention, {batch} packed sequences of {length:,} tokens are one row of "
+        f"note        by this kind of attention {batch} packed sequences of {length:,} tokens are one row of "
         f"{batch * length:,}: per_device_train_batch_size: {better} with gradient_accumulation_steps: {accumulation} "
         "takes the same steps in less time and memory"
     ]

@@ -28,7 +28,7 @@ class Resources:
 
     Attributes:
         machine: What it is planned for.
-        attention: What attention is computed by; None: transformers' own choice, sdpa for most.
+        attention: What attention is computed by; None: transformers' own choice, sdpa for most models.
         model: Memory of the device that trains.
         host: Memory of the machine.
         disk: Disk below the run's folder.
@@ -121,7 +121,7 @@ def plan_resources(recipe: Recipe, base: PlannedBase, machine: Machine, tokens: 
 
 def _attention(recipe: Recipe, folder: Path, machine: Machine, flash: bool) -> str | None:
     wanted = recipe.quantization.attention
-    if machine.assumed:  # what is installed there is not known: without flash attention it takes most
+    if machine.assumed:  # neither the GPU's kind nor what is installed is known: sdpa takes most
         return None if wanted == AUTO or (wanted == FLASH and not flash) else wanted
     return choose_attention(wanted, folder, recipe.quantization.compute_dtype, machine.device)
 

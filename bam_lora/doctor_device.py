@@ -182,13 +182,21 @@ def _try_nf4() -> tuple[float, str]:
 
 
 def flash_attention() -> Iterator[Finding]:
-    """Whether packed rows can go through flash attention."""
+    """Whether packed rows can go document by document: through flash-attn or what torch brings along."""
+    import torch
+
     from bam_lora.base import device
 
     if not device().startswith("cuda"):
-        yield Finding("attention", OK, "sdpa; flash attention is for GPUs")
+        text = "packed: document by document" if device() == "cpu" else "sdpa: each row with a dense mask"
+        yield Finding("attention", OK, f"{text}; flash attention is for GPUs")
         return
+    from bam_lora.packed_attention import kernel_takes
+
     if importlib.util.find_spec("flash_attn") is None:
+        if kernel_takes(torch.device("cuda"), torch.bfloat16, 128, 128):
+            yield Finding("attention", OK, "packed: torch's own flash attention, document by document")
+            return
         where = "; it has no wheel for this system" if sys.platform != "linux" else ""
         yield Finding(
             "attention",

@@ -6,8 +6,8 @@ order, the first that fits is taken:
 1. no checkpointing (it computes each layer again, a third of the time), with at least 2,048 tokens a batch where a
    batch can have so many;
 2. checkpointing;
-3. in both the largest batch that pays: packed rows are one row of the whole batch, and without flash attention all of
-   it is compared with all of it (`check_batch`); with it more than 8,192 tokens a batch gain nothing;
+3. in both the largest batch that pays: packed rows are one row of the whole batch, and by `sdpa` all of it is compared
+   with all of it (`check_batch`); document by document more than 8,192 tokens a batch gain nothing;
 4. half the sequence length, again and again down to 512, with twice the sequences;
 5. as 1 to 4 with a paged 8-bit optimizer, which changes the training: said so.
 
@@ -20,7 +20,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from bam_lora.attention import AUTO, FLASH
+from bam_lora.attention import AUTO, BY_DOCUMENT, FLASH
 from bam_lora.check_batch import smaller_batch
 from bam_lora.errors import UserError
 from bam_lora.fit_bases import bases_up_to
@@ -159,7 +159,7 @@ def _batches(rows: int, length: int, shape: BaseShape, attention: str | None) ->
         size for size in range(1, rows + 1) if rows % size == 0 and (size == 1 or size * length <= _LARGEST_BATCH)
     ]
     largest = max(fitting)
-    if attention != FLASH:
+    if attention not in BY_DOCUMENT:
         largest = smaller_batch(largest, length, shape.hidden * shape.layers, shape.parameters)
     return [size for size in reversed(fitting) if size <= largest]
 

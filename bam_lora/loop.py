@@ -46,9 +46,9 @@ from bam_lora.rundir import (
     is_fresh,
     keep_recipe,
     locked,
-    note_attention,
     recipe_key,
     require_own,
+    settle_attention,
 )
 from bam_lora.scoring_sets import check_selection, selection_windows
 from bam_lora.screening import held_out_sets
@@ -173,7 +173,10 @@ def _prepare(
     progress.stage("looking at the base")
     threads = fix_threads(directory)
     ledger, original, start = _open_base(directory, recipe, progress)
-    note_attention(directory, front.training_load, start)
+    loads = front.training_load, front.scoring_load
+    front.training_load, front.scoring_load, changed = settle_attention(directory, *loads, start)
+    if changed:
+        progress.say(changed)
     weights = weight_bytes(original.folder)
     require_space(directory.root, weights + weights // 4, "the folded model and the adapters")
     tokenizer = front.tokenizer(start)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from bam_lora.attention import FLASH
+from bam_lora.attention import BY_DOCUMENT, PACKED
 from bam_lora.memory_shape import BaseShape
 
 
@@ -18,7 +18,7 @@ class Work:
     Attributes:
         tokens: Of a batch; packed rows are one row of them.
         checkpointing: Whether layers are computed again in the backward pass.
-        attention: "sdpa", "eager", "flash_attention_2" or another of transformers' names.
+        attention: "sdpa", "packed", "eager", "flash_attention_2" or another of transformers' names.
         dtype_bytes: Of a number that is computed with.
         rank: Of the adapters.
         dropout: Whether they have dropout.
@@ -71,16 +71,18 @@ def norm_bytes(work: Work, shape: BaseShape) -> int:
 def attention_bytes(work: Work, shape: BaseShape) -> int:
     """Queries, keys, values and the result, which the adapter of the layer after it keeps, too; a sum in fp32 a head.
 
-    With a mask, transformers repeats keys and values for every head of the queries; flash attention does not.
+    With a mask, transformers repeats keys and values for every head of the queries; document by document that is not
+    needed, but on a CPU each document's result is there once more than all of them together.
     """
-    kv_heads = shape.kv_heads if work.attention == FLASH else shape.heads
-    return work.dtype_bytes * shape.head_dim * (2 * shape.heads + 2 * kv_heads) + 4 * shape.heads
+    kv_heads = shape.kv_heads if work.attention in BY_DOCUMENT else shape.heads
+    results = 2 if work.attention == PACKED and work.device == "cpu" else 1
+    return work.dtype_bytes * shape.head_dim * ((1 + results) * shape.heads + 2 * kv_heads) + 4 * shape.heads
 
 
 def attention_square_bytes(work: Work, shape: BaseShape) -> int:
     """What grows with the square of a batch: sdpa's mask in the type that is computed with, eager's probabilities."""
     square = work.tokens**2
-    if work.attention == FLASH:
+    if work.attention in BY_DOCUMENT:
         return 0
     if work.attention == "eager":
         return square * shape.heads * (4 + work.dtype_bytes)
@@ -106,5 +108,5 @@ def lora_bytes(work: Work, shape: BaseShape) -> int:
 
 
 def _shared_mask(work: Work) -> int:
-    """The mask that all layers share, one byte an entry; flash attention has none."""
-    return 0 if work.attention == FLASH else work.tokens**2
+    """The mask that all layers share, one byte an entry; there is none document by document."""
+    return 0 if work.attention in BY_DOCUMENT else work.tokens**2

@@ -106,10 +106,12 @@ def _documents(rows: int, length: int, given: dict[str, Any]) -> Documents | Non
     oldest = torch.where(starts, at, 0).cummax(dim=1).values  # the first of its document
     if window is not None:
         oldest = torch.maximum(oldest, at - window + 1)
-    # At its four borders the mask is what `packed_attention` computes, for every token.
-    right = sees(at, at) & sees(at, oldest)
-    right &= ~sees(at, (oldest - 1).clamp(min=0)) | (oldest == 0)
-    right &= ~sees(at, (at + 1).clamp(max=length - 1)) | (at == length - 1)
+    # A mask function may be anything. All that transformers makes of causality, windows and documents is recognised by
+    # its borders; the other places are for what only looks like it there.
+    right = torch.ones_like(starts)
+    for key in (at, at + 1, oldest, oldest - 1, at - 2, at // 2, torch.zeros_like(at)):
+        key = key.clamp(0, length - 1)
+        right &= sees(at, key) == ((oldest <= key) & (key <= at))
     if not bool(right.all()):
         return None
     begins = starts.flatten().nonzero().flatten()

@@ -117,11 +117,11 @@ class Quantization(Section):
     compute_dtype: Literal["bfloat16", "float16", "float32"] = Field(
         default="bfloat16", description="What activations are computed in; float16 for GPUs older than Ampere."
     )
-    attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = Field(
+    attention: Literal["auto", "packed", "sdpa", "eager", "flash_attention_2"] = Field(
         default="auto",
-        description="By what attention is computed. `auto`: flash attention 2, which packed rows cost less, where the "
-        "package flash-attn is installed and GPU (Ampere or newer), model and number format fit; else what "
-        "transformers takes, `sdpa` for most models.",
+        description="By what attention is computed. `packed`: document by document, by torch alone, for common models "
+        "(docs/memory.md). `auto`: flash attention 2 where the package flash-attn and GPU (Ampere or newer), model and "
+        "format fit; else `packed` where it fits; else transformers' choice, `sdpa`. A run keeps what it began with.",
     )
 
 
