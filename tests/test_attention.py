@@ -1,4 +1,4 @@
-"""Attention chosen for the device: flash attention where all of it fits, by the user's word else, nothing on a CPU."""
+"""Attention chosen for device and model: flash, else document by document, else transformers' own; or as was said."""
 
 from __future__ import annotations
 
@@ -10,10 +10,13 @@ import torch
 import transformers.utils
 from transformers import AutoConfig, AutoModelForCausalLM, Gemma3TextConfig, GPTNeoConfig, LlamaConfig
 
-from bam_lora.attention import choose_attention
+from bam_lora import packed_attention
+from bam_lora.attention import Recorded, choose_attention
 from bam_lora.base import Loading, load_model, require_fitting_base
 from bam_lora.errors import UserError
 from bam_lora.memory_shape import shape_of_config
+from bam_lora.rundir import RunDirectory, settle_attention
+from bam_lora.store import read_record, write_record
 
 
 @pytest.fixture
@@ -26,7 +29,11 @@ def saved(config: Any, folder: Path) -> Path:
     return folder
 
 
-def machine(monkeypatch: pytest.MonkeyPatch, *, flash: bool, kernels: bool = False, capability: int = 8) -> None:
+def machine(
+    monkeypatch: pytest.MonkeyPatch, *, flash: bool, kernels: bool = False, capability: int = 8, own: bool = False
+) -> None:
+    """A machine with a GPU; `own`: torch has a kernel for documents of any length that takes everything."""
+    monkeypatch.setattr(packed_attention, "kernel_takes", lambda device, *of: own and device.type == "cuda")
     monkeypatch.setattr(transformers.utils, "is_flash_attn_2_available", lambda: flash)
     monkeypatch.setattr(transformers.utils, "is_kernels_available", lambda: kernels)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (capability, 0))
@@ -65,7 +72,7 @@ def test_auto_takes_flash_attention_only_where_everything_fits(
     machine(monkeypatch, flash=True)
     assert choose_attention("auto", llama, "bfloat16", "cuda:0") == "flash_attention_2"
     assert choose_attention("auto", llama, "float32", "cuda:0") is None
-    assert choose_attention("auto", llama, "bfloat16", "cpu") is None
+    assert choose_attention("auto", llama, "bfloat16", "cpu") == "packed"
     assert choose_attention("auto", llama, "bfloat16", "xpu:0") is None
     wide = saved(LlamaConfig(hidden_size=2048, num_attention_heads=4), tmp_path / "wide")
     assert choose_attention("auto", wide, "bfloat16", "cuda:0") is None
@@ -75,6 +82,21 @@ def test_auto_takes_flash_attention_only_where_everything_fits(
     assert choose_attention("auto", llama, "float16", "cuda:0") is None
     machine(monkeypatch, flash=False, kernels=True)  # which would fetch code from the network
     assert choose_attention("auto", llama, "bfloat16", "cuda:0") is None
+
+
+def test_auto_takes_what_torch_brings_along_where_flash_attn_is_not_there(
+    monkeypatch: pytest.MonkeyPatch, llama: Path, tmp_path: Path
+) -> None:
+    machine(monkeypatch, flash=False, own=True)
+    assert choose_attention("auto", llama, "bfloat16", "cuda:0") == "packed"
+    unknown = saved(GPTNeoConfig(), tmp_path / "neo")
+    dropping = saved(LlamaConfig(attention_dropout=0.1), tmp_path / "dropping")
+    for folder in (unknown, dropping):
+        assert choose_attention("auto", folder, "bfloat16", "cuda:0") is None
+        assert choose_attention("auto", folder, "float32", "cpu") is None
+        with pytest.raises(UserError, match=r"quantization.attention: packed.* one of the kinds .*llama.*at auto"):
+            choose_attention("packed", folder, "bfloat16", "cpu")
+    assert choose_attention("packed", llama, "bfloat16", "cpu") == "packed"
 
 
 def test_a_model_without_flash_attention_keeps_what_it_has(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -107,11 +129,63 @@ def test_a_loaded_model_has_it(tiny_base: Path) -> None:
     assert load_model(tiny_base, Loading(16, attention="eager")).config._attn_implementation == "eager"
     given = load_model(tiny_base, Loading(16, attention="eager"), attn_implementation="sdpa")
     assert given.config._attn_implementation == "sdpa"
-    assert load_model(tiny_base, Loading(16, attention="auto")).config._attn_implementation == "sdpa"
+    assert load_model(tiny_base, Loading(16)).config._attn_implementation == "sdpa"
+    assert load_model(tiny_base, Loading(16, attention="auto")).config._attn_implementation == "packed"
+    given = load_model(tiny_base, Loading(16), attn_implementation="packed")  # as a script's model_init_kwargs
+    assert given.config._attn_implementation == "packed"
 
 
 def test_only_a_choice_by_name_goes_into_hashes() -> None:
     assert Loading(4, attention="auto").facts() == Loading(4).facts() == {
         "bits": 4, "quant_type": "nf4", "double": True, "compute_dtype": "bfloat16",
     }  # fmt: skip
+    assert Loading(4, attention="auto", before=Recorded("packed")).facts() == Loading(4).facts()
+    assert Loading(4, attention="auto", before=Recorded("packed")) == Loading(4, attention="auto")
     assert Loading(4, attention="eager").facts()["attention"] == "eager"
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDirectory:
+    directory = RunDirectory(tmp_path / "run")
+    write_record(directory.environment, "environment", {"threads": 1})
+    return directory
+
+
+def noted(directory: RunDirectory) -> Any:
+    record = read_record(directory.environment)
+    assert record is not None
+    return record["attention"]
+
+
+AUTO = Loading(4, attention="auto")
+
+
+def test_a_run_keeps_the_attention_it_began_with(run: RunDirectory, llama: Path) -> None:
+    training, scoring, said = settle_attention(run, AUTO, AUTO, llama)
+    assert noted(run) == "packed"
+    assert said is None
+    assert training.attention_for(llama, "cpu") == scoring.attention_for(llama, "cpu") == "packed"
+    write_record(run.environment, "environment", {"threads": 1, "attention": None})  # by an earlier version
+    training, scoring, said = settle_attention(run, AUTO, AUTO, llama)
+    assert training.attention_for(llama, "cpu") is scoring.attention_for(llama, "cpu") is said is None
+
+
+def test_a_run_from_before_there_was_a_choice_keeps_to_sdpa(run: RunDirectory, llama: Path) -> None:
+    write_record(run.plan, "plan", {})
+    training, _, said = settle_attention(run, AUTO, AUTO, llama)
+    assert training.attention_for(llama, "cpu") is said is None
+    assert noted(run) is None
+
+
+def test_a_run_whose_attention_is_not_to_be_had_says_so(run: RunDirectory, llama: Path) -> None:
+    write_record(run.environment, "environment", {"threads": 1, "attention": "flash_attention_2"})
+    training, _, said = settle_attention(run, AUTO, AUTO, llama)
+    assert training.attention_for(llama, "cpu") is None
+    assert said == "attention was flash_attention_2 so far, which this machine or model cannot do: now sdpa"
+
+
+def test_the_users_word_needs_no_keeping(run: RunDirectory, llama: Path) -> None:
+    eager = Loading(4, attention="eager")
+    training, _, said = settle_attention(run, eager, eager, llama)
+    assert (training.attention_for(llama, "cpu"), said) == ("eager", None)
+    assert noted(run) == "eager"

@@ -27,13 +27,14 @@ def test_a_large_model_with_short_rows_keeps_its_batch() -> None:
     assert check_batch.smaller_batch(4, 2048, 4096 * 32, 8_000_000_000) == 4
 
 
-def described(base: Path, folder: Path, **training: Any) -> str:
+def described(base: Path, folder: Path, attention: str = "sdpa", **training: Any) -> str:
     write_jsonl(folder / "german.jsonl", GERMAN[:8])
     values = {
         "base": str(base),
         "output": str(folder / "run"),
         "data": {"target": [{"path": str(folder / "german.jsonl")}], "sequence_length": 128},
         "lora": {"r": 4},
+        "quantization": {"attention": attention},
         "training": training,
     }
     return check_recipe(recipe_from_dict(values))
@@ -50,5 +51,6 @@ def test_check_names_a_batch_and_its_accumulation(
     assert sizes["per_device_train_batch_size"] * sizes["gradient_accumulation_steps"] == 128
     assert "64 packed sequences of 128 tokens are one row of 8,192" in note
     assert "packed sequences" not in described(tiny_base, tmp_path, per_device_train_batch_size=1)
+    assert "packed sequences" not in described(tiny_base, tmp_path, "packed", per_device_train_batch_size=64)
     monkeypatch.setattr(check_batch, "choose_attention", lambda *given: "flash_attention_2")
     assert "packed sequences" not in described(tiny_base, tmp_path, per_device_train_batch_size=64)

@@ -47,7 +47,7 @@ def step_tokens(wanted: Recipe) -> int:
 
 
 @pytest.mark.parametrize("gigabytes", [10, 11, 12, 16, 24, 32, 48, 80])
-@pytest.mark.parametrize("attention", [None, "flash_attention_2"])
+@pytest.mark.parametrize("attention", [None, "packed", "flash_attention_2"])
 def test_what_fits_is_within_the_card_and_keeps_the_step(
     shape: BaseShape, gigabytes: int, attention: str | None
 ) -> None:
@@ -105,12 +105,13 @@ def test_small_cards_get_shorter_sequences_then_a_smaller_optimizer_and_say_so(s
     assert any("paged_adamw_8bit in place of adamw_torch_fused" in note for note in rounded[0].notes)
 
 
-def test_without_flash_attention_a_batch_stays_small_enough_to_pay(shape: BaseShape) -> None:
+def test_with_a_dense_mask_a_batch_stays_small_enough_to_pay(shape: BaseShape) -> None:
     assert fit_recipe(recipe(), shape, 1000 * GIB).settings[BATCH] * 2048 <= 8192
     tiny = shape_of_config({**LLAMA_8B, "num_hidden_layers": 1, "hidden_size": 256, "intermediate_size": 512,
                             "num_attention_heads": 4, "num_key_value_heads": 4, "vocab_size": 512}, "tiny")  # fmt: skip
     assert fit_recipe(recipe(), tiny, 1000 * GIB).settings[BATCH] == 1
-    assert fit_recipe(recipe(), tiny, 1000 * GIB, attention="flash_attention_2").settings[BATCH] == 4
+    for kind in ("flash_attention_2", "packed"):
+        assert fit_recipe(recipe(), tiny, 1000 * GIB, attention=kind).settings[BATCH] == 4
 
 
 def test_what_cannot_fit_names_the_component_and_a_base_that_would(shape: BaseShape) -> None:

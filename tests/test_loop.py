@@ -129,7 +129,7 @@ def test_stages_are_timed_and_add_up(finished: Path) -> None:
     assert known - 0.05 < cost["loop_overhead"]["seconds"] < known + stages["load"]
     session = read_record(finished / "sessions.json")
     assert session is not None
-    assert report["environment"]["attention"] is None  # on a CPU it is left to transformers
+    assert report["environment"]["attention"] == "packed"
     assert 0 < session["sessions"][0]["first_load_seconds"] < stages["load"]
 
 

@@ -10,7 +10,7 @@ import torch
 import transformers
 from small_models import DENSE, EXPERTS
 
-from bam_lora import memory, memory_activations
+from bam_lora import memory, memory_activations, packed_attention
 from bam_lora.base import Loading, load_model
 from bam_lora.front import Front
 from bam_lora.memory_adapter import adapter_numbers
@@ -129,12 +129,14 @@ def test_eight_bit_state_is_a_byte_a_moment() -> None:
     assert memory.state_bytes("paged_adamw_32bit") == 8
 
 
-def saved_bytes(kind: str, checkpointing: bool) -> int:
+def saved_bytes(kind: str, checkpointing: bool, attention: str = "sdpa") -> int:
     """What autograd keeps of one packed batch through the layers of a small adapted model, parameters left out."""
     from peft import LoraConfig, get_peft_model
 
     torch.manual_seed(0)
-    model = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.for_model(kind, **WIDE))
+    packed_attention.register()
+    config = transformers.AutoConfig.for_model(kind, **WIDE)
+    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation=attention)
     model = get_peft_model(model.bfloat16(), LoraConfig(r=8, target_modules="all-linear"), autocast_adapter_dtype=False)
     model.train()
     if checkpointing:
@@ -156,21 +158,23 @@ def saved_bytes(kind: str, checkpointing: bool) -> int:
     return sum(size for size, _ in kept.values())
 
 
+@pytest.mark.parametrize("attention", ["sdpa", "packed"])
 @pytest.mark.parametrize("kind", ["llama", "qwen3", "gemma3_text"])
-def test_activations_are_those_that_autograd_keeps(kind: str) -> None:
+def test_activations_are_those_that_autograd_keeps(kind: str, attention: str) -> None:
     shape = shape_of_config({"model_type": kind, **WIDE}, kind)
-    work = memory_activations.Work(TOKENS, False, "sdpa", 2, 8, False, "cpu")
-    assert memory_activations.stored_bytes(work, shape) == pytest.approx(saved_bytes(kind, False), rel=0.15)
+    work = memory_activations.Work(TOKENS, False, attention, 2, 8, False, "cpu")
+    assert memory_activations.stored_bytes(work, shape) == pytest.approx(saved_bytes(kind, False, attention), rel=0.15)
 
 
-def test_a_mask_costs_the_square_of_a_batch_and_flash_attention_none() -> None:
+def test_a_mask_costs_the_square_of_a_batch_and_documents_one_by_one_none() -> None:
     shape, _ = small("llama", KINDS["llama"])
 
     def stored(tokens: int, attention: str) -> int:
         work = memory_activations.Work(tokens, True, attention, 2, 8, False, "cuda")
         return memory_activations.stored_bytes(work, shape)
 
-    assert stored(2000, "flash_attention_2") == 2 * stored(1000, "flash_attention_2")
+    for kind in ("flash_attention_2", "packed"):
+        assert stored(2000, kind) == 2 * stored(1000, kind)
     assert stored(2000, "sdpa") - 2 * stored(1000, "sdpa") == 2000**2 - 2 * 1000**2
     assert memory_activations.attention_square_bytes(
         memory_activations.Work(100, False, "eager", 2, 8, False, "cuda"), shape
