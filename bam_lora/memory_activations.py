@@ -72,11 +72,13 @@ def attention_bytes(work: Work, shape: BaseShape) -> int:
     """Queries, keys, values and the result, which the adapter of the layer after it keeps, too; a sum in fp32 a head.
 
     With a mask, transformers repeats keys and values for every head of the queries; document by document that is not
-    needed, but on a CPU each document's result is there once more than all of them together.
+    needed. On a CPU these are in fp32 then, and the result is there in the computing type, too.
     """
-    kv_heads = shape.kv_heads if work.attention in BY_DOCUMENT else shape.heads
-    results = 2 if work.attention == PACKED and work.device == "cpu" else 1
-    return work.dtype_bytes * shape.head_dim * ((1 + results) * shape.heads + 2 * kv_heads) + 4 * shape.heads
+    kept = 2 * shape.heads + 2 * (shape.kv_heads if work.attention in BY_DOCUMENT else shape.heads)
+    kept_bytes = work.dtype_bytes * kept
+    if work.attention == PACKED and work.device == "cpu":
+        kept_bytes = 4 * kept + work.dtype_bytes * shape.heads
+    return shape.head_dim * kept_bytes + 4 * shape.heads
 
 
 def attention_square_bytes(work: Work, shape: BaseShape) -> int:

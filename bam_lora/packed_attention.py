@@ -18,7 +18,7 @@ from itertools import groupby
 from typing import Any
 
 import torch
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import pad, scaled_dot_product_attention
 
 from bam_lora.attention import PACKED
 
@@ -80,7 +80,7 @@ def packed_mask(
 
     whole = given.get("attention_mask") is None and q_length == kv_length > 1 and not given.get("use_vmap")
     first = isinstance(q_offset, int) and isinstance(kv_offset, int) and q_offset == kv_offset == 0
-    plain = given.get("allow_is_causal_skip", True) and given.get("local_size") is None
+    plain = given.get("allow_is_causal_skip", True) and given.get("local_size") is None  # `sdpa` needs no mask either
     if whole and first and not plain and (found := _documents(batch_size, q_length, given)) is not None:
         return found
     masks: dict[str, Any] = ALL_MASK_ATTENTION_FUNCTIONS  # type: ignore[assignment]
@@ -115,7 +115,7 @@ def _documents(rows: int, length: int, given: dict[str, Any]) -> Documents | Non
     if not bool(right.all()):
         return None
     begins = starts.flatten().nonzero().flatten()
-    offsets = torch.nn.functional.pad(begins, (0, 1), value=rows * length)
+    offsets = pad(begins, (0, 1), value=rows * length)
     return Documents(tuple(offsets.diff().tolist()), offsets.to(torch.int32), window)
 
 
@@ -214,8 +214,12 @@ def _one_by_one(
 ) -> torch.Tensor:  # fmt: skip
     """[N, H, D] from such; neighbours of one length together.
 
-    Split, not sliced: the backward pass of a slice fills a gradient of all N tokens, once for every document.
+    Split, not sliced: the backward pass of a slice fills a gradient of all N tokens, once for every document. On a CPU
+    in fp32: there torch compiles 16-bit kernels anew for every length, 11 ms and 5 MB each (docs/log.md).
     """
+    computed = query.dtype
+    if query.device.type == "cpu":
+        query, key, value = query.float(), key.float(), value.float()
     groups = [(len(list(group)), length) for length, group in groupby(documents.lengths)]
     sizes = [count * length for count, length in groups]
     results = []
@@ -223,7 +227,7 @@ def _one_by_one(
         q_bhld, k_bhld, v_bhld = (part.unflatten(0, group).transpose(1, 2) for part in parts)
         out_bhld = _causal(q_bhld, k_bhld, v_bhld, documents, dropout, scale)
         results.append(out_bhld.transpose(1, 2).flatten(0, 1))
-    return torch.cat(results)
+    return torch.cat(results).to(computed)
 
 
 def _causal(

@@ -2,9 +2,10 @@
 
     BAM_LORA_BENCH_DATA=folder python benchmarks/attention/run.py [--bits 4,16] [--lengths 512,1024,...]
 
-Rows of German documents (those that are longer are split), forward and backward through the small base with an adapter
-of rank 32, on one thread. Time: the best processor time of `ROUNDS` a row, both kinds in turn in one process. Memory:
-the peak of the resident set above what there was before the first step, each kind in a process of its own.
+Rows of German documents (those that are longer are split), forward and backward through the small base with an
+adapter of rank 32, on one thread. Time: the best processor time a row of `ROUNDS`, both kinds in turn in one
+process; each round has other rows, as new lengths may want compiling. Memory: the peak of the resident set above
+what there was before the first step, each kind in a process of its own.
 """
 
 from __future__ import annotations
@@ -98,7 +99,7 @@ def measure(kinds: Sequence[str], bits: int, length: int) -> dict[str, Any]:
             torch.nn.init.normal_(parameter.data, std=0.02)
     model.train()
     collate = DataCollatorForLanguageModeling(pad_token_id=0, padding_free=True)
-    batches = [collate([row]) for row in rows(data, length)]
+    rounds = [[collate([row]) for row in some] for some in rows(data, length)]
 
     def step(batch: Any) -> None:
         with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -108,7 +109,7 @@ def measure(kinds: Sequence[str], bits: int, length: int) -> dict[str, Any]:
 
     before = resident()
     seconds: dict[str, list[float]] = {kind: [] for kind in kinds}
-    for _ in range(ROUNDS + 1 if len(kinds) > 1 else 2):  # the first warms up
+    for batches in rounds:
         for kind in kinds:
             model.set_attn_implementation(kind)
             begin = time.process_time()
@@ -116,7 +117,8 @@ def measure(kinds: Sequence[str], bits: int, length: int) -> dict[str, Any]:
                 step(batch)
             seconds[kind].append((time.process_time() - begin) / len(batches))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
-    documents = sum(int((batch["position_ids"] == 0).sum()) for batch in batches) / len(batches)
+    every = [batch for batches in rounds for batch in batches]
+    documents = sum(int((batch["position_ids"] == 0).sum()) for batch in every) / len(every)
     return {
         "bits": bits, "tokens": length, "documents": documents,
         "step_cpu_seconds": {kind: round(min(found[1:]), 4) for kind, found in seconds.items()},
@@ -124,11 +126,12 @@ def measure(kinds: Sequence[str], bits: int, length: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def rows(data: Path, length: int) -> list[dict[str, list[int]]]:
-    """Packed rows of so many tokens, at least `_LEAST` of them: the documents of the file, one after another."""
+def rows(data: Path, length: int) -> list[list[dict[str, list[int]]]]:
+    """For every round, and one to warm up, packed rows of at least `_LEAST` tokens: one document after another."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(str(data / "models" / "en-docs-8m"))
+    each = max(1, _LEAST // length)
     made: list[dict[str, list[int]]] = []
     ids: list[int] = []
     lengths: list[int] = []
@@ -143,8 +146,8 @@ def rows(data: Path, length: int) -> list[dict[str, list[int]]]:
                 if len(ids) == length:
                     made.append({"input_ids": ids, "seq_lengths": lengths})
                     ids, lengths = [], []
-                    if len(made) * length >= _LEAST:
-                        return made
+            if len(made) >= each * (ROUNDS + 1):
+                return [made[begin : begin + each] for begin in range(0, each * (ROUNDS + 1), each)]
     raise SystemExit("The text is too short")
 
 
