@@ -22,8 +22,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # for common/, as scripts are run by path
+from common.provenance import provenance_of
+
 HERE = Path(__file__).resolve().parent
-ROOT = HERE.parents[1]
 KINDS = ("sdpa", "packed")
 ROUNDS = 3
 RANK = 32
@@ -35,15 +37,9 @@ def main() -> None:
     if options.case:
         print(json.dumps(measure(*json.loads(options.case))))
         return
-    from bam_lora.machine import environment
-
-    status = subprocess.run(["git", "status", "--porcelain"], cwd=ROOT, capture_output=True, text=True, check=True)
-    dirty = [line for line in status.stdout.splitlines() if "/results/" not in line]
-    if dirty and not options.allow_dirty:
-        sys.exit(
-            f"Uncommitted changes ({dirty[0].strip()}, ...): commit them, so that the results name what was measured"
-        )
-    results: dict[str, Any] = {"provenance": {**environment("cpu", 1), "dirty": bool(dirty)}, "cases": []}
+    command = f"python benchmarks/attention/run.py --bits {options.bits} --lengths {options.lengths}"
+    provenance = provenance_of(command, 1, allow_dirty=options.allow_dirty)
+    results: dict[str, Any] = {"provenance": provenance, "cases": []}
     options.result.parent.mkdir(parents=True, exist_ok=True)
     for length in numbers(options.lengths):
         for bits in numbers(options.bits):
