@@ -223,10 +223,11 @@ def _one_by_one(
     groups = [(len(list(group)), length) for length, group in groupby(documents.lengths)]
     sizes = [count * length for count, length in groups]
     results = []
-    for group, *parts in zip(groups, *(one.split(sizes) for one in (query, key, value)), strict=True):
-        q_bhld, k_bhld, v_bhld = (part.unflatten(0, group).transpose(1, 2) for part in parts)
-        out_bhld = _causal(q_bhld, k_bhld, v_bhld, documents, dropout, scale)
-        results.append(out_bhld.transpose(1, 2).flatten(0, 1))
+    with torch.autocast(query.device.type, enabled=False):  # which would turn them back
+        for group, *parts in zip(groups, *(one.split(sizes) for one in (query, key, value)), strict=True):
+            q_bhld, k_bhld, v_bhld = (part.unflatten(0, group).transpose(1, 2) for part in parts)
+            out_bhld = _causal(q_bhld, k_bhld, v_bhld, documents, dropout, scale)
+            results.append(out_bhld.transpose(1, 2).flatten(0, 1))
     return torch.cat(results).to(computed)
 
 
