@@ -45,6 +45,8 @@ def require_attention(config: Mapping[str, Any], name: str) -> None:
             found=f"a {kind} model, in which texts packed side by side would run into each other",
             remedy="Choose a transformer",
         )
+
+
 # Whose attention is nothing but what `packed` computes; each of them is compared with `sdpa` in the tests.
 PACKED_MODELS = frozenset(
     {
@@ -59,6 +61,19 @@ class Recorded:
     """By what attention a run was trained before: a name, or None for transformers' own choice."""
 
     name: str | None
+
+
+def attention_of(how: Any, folder: Path, device: str) -> str | None:
+    """The `attn_implementation` of a model that is held as a `base.Loading` says; see `choose_attention`."""
+    return choose_attention(how.attention, folder, how.compute_dtype, device, before=how.before)
+
+
+def register_attention(name: str | None) -> None:
+    """Makes transformers know `packed`, if that is what a model is to be loaded with."""
+    if name == PACKED:
+        from bam_lora import packed_attention
+
+        packed_attention.register()
 
 
 def choose_attention(

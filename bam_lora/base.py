@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bam_lora.attention import AUTO, PACKED, Recorded, choose_attention, require_attention
+from bam_lora.attention import AUTO, Recorded, attention_of, register_attention, require_attention
 from bam_lora.checkpoint import Checkpoint, open_checkpoint
 from bam_lora.errors import UserError, first_line
 from bam_lora.gpu_memory import OutOfMemory, room_for, set_allocator
@@ -35,10 +35,7 @@ class BaseFiles:
 
 @dataclass(frozen=True)
 class Loading:
-    """How a base is held in memory: bits 4, 8 or 16 (16: not quantised, in `compute_dtype`); `attention` by what.
-
-    `before` is what attention the run has trained with so far: `auto` keeps it.
-    """
+    """How a base is held in memory: bits 4, 8 or 16 (16: not quantised, in `compute_dtype`); `attention` by what."""
 
     bits: int
     quant_type: str = "nf4"
@@ -51,10 +48,6 @@ class Loading:
         """What of it goes into hashes: attention only where it was asked for by name."""
         left_out = {"before"} | ({"attention"} if self.attention in (None, AUTO) else set())
         return {key: value for key, value in vars(self).items() if key not in left_out}
-
-    def attention_for(self, folder: Path, where: str) -> str | None:
-        """The `attn_implementation` to load a model with on a device, as `choose_attention` says."""
-        return choose_attention(self.attention, folder, self.compute_dtype, where, before=self.before)
 
 
 def find_base(name: str, revision: str | None = None, watch: Watch | None = None) -> BaseFiles:
@@ -243,13 +236,10 @@ def load_model(folder: Path, how: Loading, *, architecture: Any = None, **given:
     arguments: dict[str, Any] = {"dtype": getattr(torch, how.compute_dtype), "device_map": {"": where}}
     if how.bits != 16 and given.get("quantization_config") is None:
         arguments["quantization_config"] = _quantization(how)
-    if (attention := how.attention_for(folder, where)) is not None:
+    if (attention := attention_of(how, folder, where)) is not None:
         arguments["attn_implementation"] = attention
     arguments.update(given)
-    if arguments.get("attn_implementation") == PACKED:
-        from bam_lora import packed_attention
-
-        packed_attention.register()
+    register_attention(arguments.get("attn_implementation"))
     try:
         with room_for(f"loading {folder} in {how.bits} bits", _SMALLER), _heap_of(where):
             model, loaded = (architecture or AutoModelForCausalLM).from_pretrained(

@@ -39,6 +39,7 @@ from bam_lora.recipe_chat import has_chat
 from bam_lora.rehearsal import require_mergeable
 from bam_lora.report import collect, write_report
 from bam_lora.report.chain import chain_of
+from bam_lora.run_attention import settle_attention
 from bam_lora.rundir import (
     RunDirectory,
     check_recipe_of,
@@ -48,7 +49,6 @@ from bam_lora.rundir import (
     locked,
     recipe_key,
     require_own,
-    settle_attention,
 )
 from bam_lora.scoring_sets import check_selection, selection_windows
 from bam_lora.screening import held_out_sets

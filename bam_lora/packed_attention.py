@@ -24,6 +24,7 @@ from bam_lora.attention import PACKED
 
 _WIDEST, _WIDEST_FLASH = 192, 256  # of a head; wider than the first needs the large chips' shared memory
 _LARGE_CHIPS = {(8, 0), (9, 0)}
+_FEW_TOKENS = 512  # up to here a CPU is as fast with a mask, unless documents are short (docs/log.md)
 _UNKNOWN = ("softcap", "s_aux", "position_bias", "cache")  # what other models give attention beside the mask
 
 
@@ -91,7 +92,7 @@ def packed_mask(
 
 
 def _documents(rows: int, length: int, given: dict[str, Any]) -> Documents | None:
-    """The documents, or None where the mask is not causal within documents, or not within the window."""
+    """The documents, or None where the mask is not causal within documents or the window, or costs no more."""
     device, window = torch.device(given["device"]), given.get("local_size")
     row = torch.arange(rows, device=device)[:, None]
     head = torch.zeros_like(row)
@@ -116,7 +117,11 @@ def _documents(rows: int, length: int, given: dict[str, Any]) -> Documents | Non
         return None
     begins = starts.flatten().nonzero().flatten()
     offsets = pad(begins, (0, 1), value=rows * length)
-    return Documents(tuple(offsets.diff().tolist()), offsets.to(torch.int32), window)
+    lengths = tuple(offsets.diff().tolist())
+    seen = sum(one * min(one, window or one) for one in lengths)
+    if device.type == "cpu" and rows * length <= _FEW_TOKENS and 2 * seen > rows * length**2:
+        return None
+    return Documents(lengths, offsets.to(torch.int32), window)
 
 
 def packed_attention(

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bam_lora.attention import AUTO, Recorded
-from bam_lora.base import Loading, device
+from bam_lora.base import device
 from bam_lora.errors import UserError
 from bam_lora.limits import read_ended
 from bam_lora.machine import environment
@@ -245,30 +244,6 @@ def fix_threads(directory: RunDirectory) -> int:
     else:
         write_record(directory.environment, "environment", environment(device(), torch.get_num_threads()))
     return int(torch.get_num_threads())
-
-
-def settle_attention(
-    directory: RunDirectory, training: Loading, scoring: Loading, folder: Path
-) -> tuple[Loading, Loading, str | None]:
-    """Holds a run to the attention it began with, where `quantization.attention` leaves that open.
-
-    What the first session trains with goes into `environment.json`; null: transformers' own choice, which is also what
-    runs have from before there was a choice.
-
-    Returns:
-        How to train and score, with what to keep to, and what to tell the user where this machine cannot.
-    """
-    record = read_record(directory.environment) or {}
-    known = "attention" in record or not is_fresh(directory)
-    before = Recorded(record.get("attention")) if known else None
-    chosen = replace(training, before=before).attention_for(folder, device())
-    if "attention" not in record:
-        write_record(directory.environment, "environment", {**record, "attention": chosen})
-    note = None
-    if before is not None and training.attention == AUTO and chosen != before.name:
-        note = f"attention was {before.name} so far, which this machine or model cannot do: now {chosen or 'sdpa'}"
-    keep = Recorded(chosen)
-    return replace(training, before=keep), replace(scoring, before=keep), note
 
 
 def is_fresh(directory: RunDirectory) -> bool:

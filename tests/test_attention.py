@@ -11,11 +11,12 @@ import transformers.utils
 from transformers import AutoConfig, AutoModelForCausalLM, Gemma3TextConfig, GPTNeoConfig, LlamaConfig
 
 from bam_lora import packed_attention
-from bam_lora.attention import Recorded, choose_attention
+from bam_lora.attention import Recorded, attention_of, choose_attention
 from bam_lora.base import Loading, load_model, require_fitting_base
 from bam_lora.errors import UserError
 from bam_lora.memory_shape import shape_of_config
-from bam_lora.rundir import RunDirectory, settle_attention
+from bam_lora.run_attention import settle_attention
+from bam_lora.rundir import RunDirectory
 from bam_lora.store import read_record, write_record
 
 
@@ -164,28 +165,28 @@ def test_a_run_keeps_the_attention_it_began_with(run: RunDirectory, llama: Path)
     training, scoring, said = settle_attention(run, AUTO, AUTO, llama)
     assert noted(run) == "packed"
     assert said is None
-    assert training.attention_for(llama, "cpu") == scoring.attention_for(llama, "cpu") == "packed"
+    assert attention_of(training, llama, "cpu") == attention_of(scoring, llama, "cpu") == "packed"
     write_record(run.environment, "environment", {"threads": 1, "attention": None})  # by an earlier version
     training, scoring, said = settle_attention(run, AUTO, AUTO, llama)
-    assert training.attention_for(llama, "cpu") is scoring.attention_for(llama, "cpu") is said is None
+    assert attention_of(training, llama, "cpu") is attention_of(scoring, llama, "cpu") is said is None
 
 
 def test_a_run_from_before_there_was_a_choice_keeps_to_sdpa(run: RunDirectory, llama: Path) -> None:
     write_record(run.plan, "plan", {})
     training, _, said = settle_attention(run, AUTO, AUTO, llama)
-    assert training.attention_for(llama, "cpu") is said is None
+    assert attention_of(training, llama, "cpu") is said is None
     assert noted(run) is None
 
 
 def test_a_run_whose_attention_is_not_to_be_had_says_so(run: RunDirectory, llama: Path) -> None:
     write_record(run.environment, "environment", {"threads": 1, "attention": "flash_attention_2"})
     training, _, said = settle_attention(run, AUTO, AUTO, llama)
-    assert training.attention_for(llama, "cpu") is None
+    assert attention_of(training, llama, "cpu") is None
     assert said == "attention was flash_attention_2 so far, which this machine or model cannot do: now sdpa"
 
 
 def test_the_users_word_needs_no_keeping(run: RunDirectory, llama: Path) -> None:
     eager = Loading(4, attention="eager")
     training, _, said = settle_attention(run, eager, eager, llama)
-    assert (training.attention_for(llama, "cpu"), said) == ("eager", None)
+    assert (attention_of(training, llama, "cpu"), said) == ("eager", None)
     assert noted(run) == "eager"

@@ -207,6 +207,15 @@ def test_other_masks_are_left_to_sdpa() -> None:
         assert torch.equal(found, sdpa_mask(1, 12, 12, **given))  # type: ignore[arg-type]
 
 
+def test_a_cpu_takes_a_mask_for_few_tokens_that_are_mostly_one_document(used: list[Documents]) -> None:
+    model = model_of("llama")
+    for lengths, without in (((60, 14), False), ((37, 37), True), ((400, 120), True)):
+        used.clear()
+        ids = tokens(length=sum(lengths))
+        step(model, PACKED, ids, places(lengths))
+        assert bool(used) == without, lengths
+
+
 def dense(documents: Documents) -> torch.Tensor:
     """The mask that documents stand for, of one row."""
     at = torch.arange(sum(documents.lengths))
