@@ -167,6 +167,7 @@ def test_a_gpu_that_torch_has_no_code_for(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_torch_and_driver(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     driver = tmp_path / "version"
     monkeypatch.setattr(doctor_device, "_NVIDIA_DRIVER", driver)
     monkeypatch.setattr(doctor_device, "_AMD_DRIVER", tmp_path / "none")
