@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 
 def seed_the_adapter(seed: int) -> None:
     """Seeds every generator before a trainer is made, which draws the adapter's first values.
@@ -15,3 +17,15 @@ def seed_the_adapter(seed: int) -> None:
     import transformers
 
     transformers.set_seed(seed)
+
+
+def first_rows(rows: Any, count: int) -> Any:
+    """The first rows of a data set, or all of it where it has fewer.
+
+    datasets 5.2 takes what is there; 5.0 raises IndexError where a data set that is not streamed has too few.
+
+    Args:
+        rows: A `Dataset` or `IterableDataset`.
+        count: How many at the most.
+    """
+    return rows.take(min(count, len(rows)) if hasattr(rows, "__len__") else count)

@@ -13,6 +13,7 @@ from bam_lora.data_files import builder_of, file_hashes, find_files
 from bam_lora.errors import UserError, first_line
 from bam_lora.hub_data import hub_data, unreadable
 from bam_lora.hub_errors import Repository
+from bam_lora.library_versions import first_rows
 from bam_lora.row_filter import RowFilter, Where
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ class OpenSource:
     def take(self, rows: int) -> None:
         """Gives the first rows only."""
         if hasattr(self.rows, "take"):
-            self.rows = self.rows.take(rows)
+            self.rows = first_rows(self.rows, rows)
             self.partial = True
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from hub_fixtures import PatchedHub, patch_libraries
 from huggingface_hub import constants
+from versions import before
 
 from bam_lora import hub as reading
 from bam_lora import hub_errors
@@ -53,7 +54,8 @@ def test_a_base_comes_with_what_is_needed_and_no_more(hub: PatchedHub, sharded: 
     assert not hub.requests("consolidated|bin|modeling|params")
     asked = len(hub.log)
     assert find_base(NAME, commit) == base  # what is whole in the cache is not asked for again
-    assert len(hub.log) == asked
+    if not before("huggingface-hub", "2"):  # 1 asks after what is missing by right, once more
+        assert len(hub.log) == asked
 
 
 def test_a_download_tells_how_far_it_is(hub: PatchedHub, sharded: Path) -> None:

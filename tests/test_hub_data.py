@@ -12,6 +12,7 @@ from hub_fixtures import PatchedHub, patch_libraries
 from hub_server import TOKENS
 from hub_store import dataset_files
 from huggingface_hub import hf_hub_download, snapshot_download
+from versions import before
 
 from bam_lora import hub_data
 from bam_lora.check import check_recipe
@@ -20,6 +21,11 @@ from bam_lora.loop import run
 from bam_lora.recipe import Recipe, recipe_from_dict
 from bam_lora.sources import TextSource, open_source, read_texts
 from bam_lora.store import read_record
+
+OFFLINE_DATA = pytest.mark.skipif(
+    before("huggingface-hub", "2"),
+    reason="huggingface_hub 1, datasets 5.0: no data sets offline",
+)
 
 DATA = "org/stories"
 BASE = "org/tiny"
@@ -52,6 +58,7 @@ def test_configurations_splits_and_the_commit(hub: PatchedHub, tmp_path: Path, f
     assert next(read_texts(where, opened))[1] == GERMAN[0]
 
 
+@OFFLINE_DATA
 def test_offline_a_data_set_is_read_from_the_cache_if_all_of_it_is_there(
     hub: PatchedHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -76,6 +83,7 @@ def test_offline_a_data_set_is_read_from_the_cache_if_all_of_it_is_there(
         texts(source, tmp_path / "e", streaming=False)
 
 
+@OFFLINE_DATA
 def test_offline_what_was_fetched_by_hand_is_read(
     hub: PatchedHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

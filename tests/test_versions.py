@@ -6,6 +6,7 @@ import re
 import tomllib
 from pathlib import Path
 
+import datasets
 import pytest
 import torch
 import trl
@@ -14,6 +15,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 from bam_lora.base import Loading
+from bam_lora.library_versions import first_rows
 from bam_lora.plan import BranchPlan
 from bam_lora.sft_branch import SftBranch
 from bam_lora.trainer_branch import TrainerBranch, TrainerParts
@@ -63,6 +65,14 @@ def test_the_table_of_versions_says_what_is_pinned():
         for one in required()
         if one.name not in ("lm-eval", "resvg-py")
     }
+
+
+@pytest.mark.parametrize("count", [2, 3, 10])
+def test_the_first_rows_are_all_where_there_are_fewer(count: int) -> None:
+    """datasets 5.0 raises IndexError for them, unless they are streamed."""
+    rows = datasets.Dataset.from_dict({"n": [0, 1, 2]})
+    for one in (rows, rows.to_iterable_dataset()):
+        assert [row["n"] for row in first_rows(one, count)] == [0, 1, 2][:count]
 
 
 PLAN = BranchPlan(
