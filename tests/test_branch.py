@@ -19,6 +19,7 @@ from bam_lora.data import Layout, TrainingSource, prepare
 from bam_lora.errors import Interrupted, UserError
 from bam_lora.interrupt import StopRequest
 from bam_lora.packing import load_rows
+from bam_lora.sft_arguments import checkpointing_name
 from bam_lora.sft_branch import SftBranch
 from bam_lora.sources import TextSource
 from bam_lora.store import hash_file
@@ -69,7 +70,7 @@ def todo_of(
         "logging_steps": 1,
         "save_steps": 3,
         "lr_scheduler_type": "cosine",
-        "activation_checkpointing": False,
+        checkpointing_name(): False,
         "gradient_checkpointing": False,
         **(arguments or {}),
     }
@@ -131,7 +132,7 @@ def test_branch_equals_plain_sft_trainer(
 def test_resume_is_equal_bit_for_bit(
     tmp_path: Path, model: Any, tokenizer: Any, rows: Any, checkpointing: bool
 ) -> None:
-    todo = todo_of(arguments={"activation_checkpointing": checkpointing}, adapter={"lora_dropout": 0.1})
+    todo = todo_of(arguments={checkpointing_name(): checkpointing}, adapter={"lora_dropout": 0.1})
     train(tmp_path / "whole", model, tokenizer, rows, todo)
     with pytest.raises(Interrupted):
         train(tmp_path / "cut", model, tokenizer, rows, todo, stop_at=4)
@@ -177,7 +178,7 @@ def test_a_second_branch_on_the_same_base_equals_one_on_a_fresh_base(
     tmp_path: Path, tiny_base: Path, model: Any, tokenizer: Any, rows: Any
 ) -> None:
     before, modules = state(model), [(name, type(module)) for name, module in model.named_modules()]
-    train(tmp_path / "first", model, tokenizer, rows, todo_of(arguments={"activation_checkpointing": True}))
+    train(tmp_path / "first", model, tokenizer, rows, todo_of(arguments={checkpointing_name(): True}))
     train(tmp_path / "second", model, tokenizer, rows, todo_of(seed=8))
     train(tmp_path / "fresh", load_model(tiny_base, HOW), tokenizer, rows, todo_of(seed=8))
     assert weights(tmp_path / "second") == weights(tmp_path / "fresh") != weights(tmp_path / "first")
