@@ -87,7 +87,7 @@ def _own(parts: tuple[Component, ...]) -> list[Component]:
 
 def _heap(parts: tuple[Component, ...]) -> Component:
     moving = sum(one.bytes for one in parts if one.name in ("logits", "layer at work"))
-    return Component("heap", round(HEAP * moving), f"freed blocks kept: {HEAP:.0%} of logits or layer at work")
+    return Component("heap", round(HEAP * moving), f"freed blocks kept: {HEAP:.0%} of what moves")
 
 
 def model_room(ram_bytes: int) -> int:

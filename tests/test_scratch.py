@@ -17,7 +17,8 @@ PREFIX = ".bam-lora-measure-"
 # The child stands for the measured run: it works in the folder until somebody ends it.
 CHILD = "import os, sys, time; print(os.getpid(), flush=True); time.sleep(100)"
 WORK = f"""
-import subprocess, sys
+import signal, subprocess, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs are started with it ignored
 from pathlib import Path
 from bam_lora.scratch import scratch_folder
 with scratch_folder(Path(sys.argv[1]), {PREFIX!r}) as folder:
