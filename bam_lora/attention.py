@@ -21,6 +21,13 @@ BY_DOCUMENT = frozenset({FLASH, PACKED})
 """Kinds of attention that make no mask of packed rows."""
 _FLASH_CAPABILITY = 8  # Ampere
 FLASH_HEAD_DIM = 256
+# Whose attention is nothing but what `packed` computes; each of them is compared with `sdpa` in the tests.
+PACKED_MODELS = frozenset(
+    {
+        "apertus", "arcee", "gemma", "gemma3_text", "glm4", "granite", "llama", "ministral", "mistral", "mixtral",
+        "olmo2", "olmo3", "phi3", "qwen2", "qwen3", "qwen3_moe", "smollm3", "starcoder2",
+    }
+)  # fmt: skip
 _WITHOUT_ATTENTION = {"falcon_mamba", "mamba", "mamba2", "rwkv", "xlstm"}  # of the kinds that transformers 5.23 knows
 
 
@@ -45,15 +52,6 @@ def require_attention(config: Mapping[str, Any], name: str) -> None:
             found=f"a {kind} model, in which texts packed side by side would run into each other",
             remedy="Choose a transformer",
         )
-
-
-# Whose attention is nothing but what `packed` computes; each of them is compared with `sdpa` in the tests.
-PACKED_MODELS = frozenset(
-    {
-        "apertus", "arcee", "gemma", "gemma3_text", "glm4", "granite", "llama", "ministral", "mistral", "mixtral",
-        "olmo2", "olmo3", "phi3", "qwen2", "qwen3", "qwen3_moe", "smollm3", "starcoder2",
-    }
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -98,11 +96,12 @@ def choose_attention(
         _require_flash(device)
     if wanted == PACKED:
         _require_packed(folder)
-    if wanted != AUTO or (before is not None and before.name is None):
-        return None if wanted == AUTO else wanted
-    if (before is None or before.name == FLASH) and _flash_fits(folder, compute_dtype, device):
+    if wanted != AUTO:
+        return wanted
+    allowed = BY_DOCUMENT if before is None else {before.name}
+    if FLASH in allowed and _flash_fits(folder, compute_dtype, device):
         return FLASH
-    return PACKED if (before is None or before.name == PACKED) and _packed_fits(folder, compute_dtype, device) else None
+    return PACKED if PACKED in allowed and _packed_fits(folder, compute_dtype, device) else None
 
 
 def _flash_fits(folder: Path, compute_dtype: str, device: str) -> bool:

@@ -121,9 +121,8 @@ def plan_resources(recipe: Recipe, base: PlannedBase, machine: Machine, tokens: 
 
 def _attention(recipe: Recipe, folder: Path, machine: Machine, flash: bool) -> str | None:
     wanted = recipe.quantization.attention
-    if (
-        machine.assumed and machine.device != "cpu"
-    ):  # neither the GPU's kind nor what is installed is known: sdpa takes most
+    if machine.assumed and machine.device != "cpu":
+        # Neither the kind of GPU nor what is installed there is known: sdpa takes most.
         return None if wanted == AUTO or (wanted == FLASH and not flash) else wanted
     return choose_attention(wanted, folder, recipe.quantization.compute_dtype, machine.device)
 

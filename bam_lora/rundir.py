@@ -269,7 +269,7 @@ def recipe_key(recipe: Recipe) -> str:
         del values["evaluation"][name]
     for section, role in SOURCES:
         for source in values[section][role]:
-            if source["where"] is None:  # runs of earlier versions, which had none, keep their key
+            if source["where"] is None:  # as before there was any: it makes no other run
                 del source["where"]
     _leave_out_room(values["training"], values["evaluation"], (values.get("script") or {}).get("args", {}))
     return digest({name: value for name, value in values.items() if name not in _UNBINDING})
