@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import threading
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from io import FileIO
 from pathlib import Path
@@ -22,6 +23,8 @@ from bam_lora.safetensors_stream import TORCH_DTYPES, TensorRecord, damaged
 
 _COPY_BYTES = 1 << 22
 _FLUSH_BYTES = 1 << 27
+# One thread hashes and writes about 1 GB/s: less than what so many computing threads give, and what many disks take.
+_WORKERS_TO_A_WRITER = 2
 
 
 @dataclass(frozen=True)
@@ -67,8 +70,12 @@ class _Flusher:
             self._flush.result()
 
 
+class _Ended(Exception):
+    """Another shard has failed, or the user has stopped the fold."""
+
+
 class ShardFolder:
-    """Writes shards one after the other, with threads that work ahead."""
+    """Writes shards, with threads that work ahead; several at a time where there are many threads."""
 
     def __init__(
         self,
@@ -82,11 +89,41 @@ class ShardFolder:
     ) -> None:
         self._changes = changes
         self._pool = pool
-        # Enough blocks under way that neither the computing threads nor the writing one waits for the other.
-        self._ahead = 2 * workers + 1
-        self._computer = BlockComputer(device, buffers=self._ahead + 1, rounding=rounding)
+        self._writers = max(1, workers // _WORKERS_TO_A_WRITER)
+        # Enough blocks under way that neither the computing threads nor the writing ones wait for the others.
+        self._ahead = 2 * workers // self._writers + 1
+        self._computer = BlockComputer(device, buffers=self._writers * (self._ahead + 1), rounding=rounding)
         self._device = device
-        self._progress = progress or (lambda _: None)
+        self._report = progress or (lambda _: None)
+        self._reporting = threading.Lock()
+        self._ended = threading.Event()
+
+    def write_all(
+        self,
+        shards: Sequence[OutputShard],
+        place: Callable[[str], Path],
+        finish: Callable[[OutputShard, Written], None],
+    ) -> None:
+        """Writes folded shards; where one fails, or the caller is interrupted, the others end at their next block.
+
+        Args:
+            shards: What goes into them.
+            place: The file to write, by a shard's name.
+            finish: Called with each that is written, by the caller's thread.
+        """
+        if self._writers == 1:
+            for shard in shards:
+                finish(shard, self.write(shard, place(shard.name)))
+            return
+        with ThreadPoolExecutor(self._writers, thread_name_prefix="write") as writers:
+            under_way = {writers.submit(self.write, shard, place(shard.name)): shard for shard in shards}
+            try:
+                for done in as_completed(under_way):
+                    finish(under_way[done], done.result())
+            except BaseException:
+                self._ended.set()
+                writers.shutdown(cancel_futures=True)
+                raise
 
     def write(self, shard: OutputShard, target: Path) -> Written:
         """Writes a folded shard.
@@ -103,6 +140,8 @@ class ShardFolder:
             under_way: deque[tuple[_Copy | Block, Future[Done] | None]] = deque()
             items = self._items(shard)
             while (item := next(items, None)) is not None or under_way:
+                if self._ended.is_set():
+                    raise _Ended
                 if item is not None:
                     future = self._pool.submit(self._computer.compute, item) if isinstance(item, Block) else None
                     under_way.append((item, future))
@@ -129,6 +168,10 @@ class ShardFolder:
         self._put(file, done.data, sha)
         self._computer.release(done)
         return done
+
+    def _progress(self, count: int) -> None:
+        with self._reporting:
+            self._report(count)
 
     def _put(self, file: FileIO, data: bytes | memoryview, sha: hashlib._Hash) -> None:
         sha.update(data)

@@ -112,19 +112,19 @@ def _write_shards(
 ) -> dict[str, Written]:
     """Writes the shards that are not finished; all of them by name."""
     result = {}
-    for shard in job.shards:
-        record = finished.get(shard.name)
-        if record is None:
-            written = folder.write(shard, parts.unfinished(shard.name))
-            sums = {"weight_squares": written.weight_squares, "delta_squares": written.delta_squares}
-            parts.finish(shard.name, written.sha256, sums)
-        else:
-            written = Written(record["file_sha256"], record["weight_squares"], record["delta_squares"])
-            if progress is not None:
-                progress(record["bytes"])
+    for name, record in finished.items():
+        result[name] = Written(record["file_sha256"], record["weight_squares"], record["delta_squares"])
+        if progress is not None:
+            progress(record["bytes"])
+
+    def finish(shard: OutputShard, written: Written) -> None:
+        sums = {"weight_squares": written.weight_squares, "delta_squares": written.delta_squares}
+        parts.finish(shard.name, written.sha256, sums)
         result[shard.name] = written
+
+    folder.write_all([shard for shard in job.shards if shard.name not in finished], parts.unfinished, finish)
     parts.wait()
-    return result
+    return {shard.name: result[shard.name] for shard in job.shards}  # sums do not depend on which was first
 
 
 def _facts(job: Job, written: Iterable[Written], total_bytes: int) -> dict[str, Any]:

@@ -22,6 +22,12 @@ from bam_lora.merge import MergedAdapters
 SHARDS = 4
 
 
+@pytest.fixture(autouse=True)
+def one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here shards have an order, however many cores there are; test_fold_writers.py has several at a time."""
+    monkeypatch.setattr(fold_shard, "_WORKERS_TO_A_WRITER", 1 << 10)
+
+
 @pytest.fixture
 def small(tmp_path: Path) -> Small:
     base = write_base(tmp_path / "base", small_tensors(), shards=SHARDS)
