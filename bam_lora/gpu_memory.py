@@ -19,6 +19,8 @@ from bam_lora.errors import UserError, first_line
 # Of what is not torch's own class: a context that does not fit (AcceleratorError), cuBLAS's workspace, Metal, a CPU.
 _SIGNS = ("out of memory", "status_alloc_failed", "can't allocate memory", "not enough memory")
 _SETTINGS = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
+_GROWING = "expandable_segments:True"
+_SETTER = "_accelerator_setAllocatorSettings"  # of torch 2.11 to 2.13, which have no public one
 # Each narrows what the next one sees; a GPU is chosen by the first that is set.
 _VISIBLE = ("ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES")
 
@@ -157,9 +159,14 @@ def set_allocator() -> None:
     Batches differ in length, a base goes and the next one comes: in segments of fixed size the gaps add up, which on a
     small card is the difference between fitting and not. Only where torch's own tests have it on: Linux on x86-64,
     CUDA; under WSL2 some drivers fail at the first tensor. Must come before the first tensor on the GPU.
+
+    torch reads the variable when CUDA is first used, which to ask for a card's name is enough for: later it is told.
     """
     if any(name in os.environ for name in _SETTINGS):
         return
     plain_linux = sys.platform.startswith("linux") and "microsoft" not in platform.release().lower()
     if plain_linux and platform.machine() == "x86_64" and "rocm" not in metadata.version("torch"):
-        os.environ["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
+        os.environ["PYTORCH_ALLOC_CONF"] = _GROWING
+        torch = sys.modules.get("torch")
+        if torch is not None and torch.cuda.is_initialized() and hasattr(torch._C, _SETTER):
+            getattr(torch._C, _SETTER)(_GROWING)

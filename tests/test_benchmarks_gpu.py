@@ -103,8 +103,25 @@ def test_operations_of_a_token() -> None:
     assert found["adapter"] == 6000
     assert found["attention"] == 12 * 4096 * 32 * 10
     assert found["total"] == found["linear"] + found["adapter"] + found["attention"]
-    assert flops.peak_of("NVIDIA H200") == 989e12
-    assert flops.peak_of("NVIDIA GeForce GTX 1080") is None
+
+
+@pytest.mark.parametrize(
+    ("name", "peak"),
+    [
+        ("NVIDIA H200", 989e12),
+        ("NVIDIA H200 NVL", None),
+        ("NVIDIA A100-SXM4-80GB", 312e12),
+        ("NVIDIA L4", 121e12),
+        ("NVIDIA L40S", 362e12),
+        ("NVIDIA L40", None),
+        ("NVIDIA GeForce RTX 4090", 165e12),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
+        ("NVIDIA GeForce RTX 3090 Ti", None),
+        ("NVIDIA GeForce GTX 1080", None),
+    ],
+)
+def test_a_peak_is_that_of_the_very_gpu(name: str, peak: float | None) -> None:
+    assert flops.peak_of(name) == peak
 
 
 def test_what_is_compared_in_speed_is_what_fit_chooses_for_24_gb() -> None:

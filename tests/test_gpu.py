@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -55,3 +58,16 @@ def test_the_loop_runs_on_the_gpu(tiny_base: Path, tmp_path: Path, bits: int) ->
     assert len(on_cpu) == len(on_gpu)
     same = sum(a == b for a, b in zip(on_cpu, on_gpu, strict=True)) / len(on_cpu)
     assert same > 0.9999
+
+
+def test_the_allocator_grows_its_segments_although_cuda_was_in_use(tiny_base: Path) -> None:
+    settings = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
+    code = (
+        "import sys, torch\nfrom pathlib import Path\nfrom bam_lora.base import Loading, load_model\n"
+        "torch.cuda.get_device_properties(0)\nmodel = load_model(Path(sys.argv[1]), Loading(4))\n"
+        "print(any(one['is_expandable'] for one in torch.cuda.memory_snapshot()))"
+    )
+    environ = {name: value for name, value in os.environ.items() if name not in settings}
+    done = subprocess.run([sys.executable, "-c", code, str(tiny_base)], env=environ, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "True"

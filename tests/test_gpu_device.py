@@ -58,7 +58,10 @@ def test_the_first_gpu_of_those_shown(
         (("win32", "11", "AMD64", "2.13.0+cu130"), False),
     ],
 )
-def test_the_allocator(machine: tuple[str, str, str, str], wanted: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("in_use", [False, True])
+def test_the_allocator(
+    machine: tuple[str, str, str, str], wanted: bool, in_use: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF"):
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
@@ -66,7 +69,11 @@ def test_the_allocator(machine: tuple[str, str, str, str], wanted: bool, monkeyp
     monkeypatch.setattr(platform, "release", lambda: machine[1])
     monkeypatch.setattr(platform, "machine", lambda: machine[2])
     monkeypatch.setattr(gpu_memory.metadata, "version", lambda name: machine[3])
+    told: list[str] = []
+    monkeypatch.setattr(torch._C, "_accelerator_setAllocatorSettings", told.append)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: in_use)
     set_allocator()
+    assert told == (["expandable_segments:True"] if wanted and in_use else [])  # else torch reads the variable itself
     assert os.environ.get("PYTORCH_ALLOC_CONF") == ("expandable_segments:True" if wanted else None)
     monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "max_split_size_mb:128")
     monkeypatch.delenv("PYTORCH_ALLOC_CONF", raising=False)

@@ -128,8 +128,14 @@ def test_peaks_by_stage(runs: dict[str, Path]) -> None:
 
 
 def test_nothing_stays_on_the_card(runs: dict[str, Path]) -> None:
+    assert bytes_that_stay() < 4 << 20
+
+
+def bytes_that_stay() -> int:
+    """Without the workspaces of cuBLAS, one a thread: 8 MiB each, and 32 on Hopper."""
     gc.collect()
-    assert torch.cuda.memory_allocated() < 20 << 20  # cuBLAS keeps a workspace
+    torch._C._cuda_clearCublasWorkspaces()
+    return torch.cuda.memory_allocated()
 
 
 def bytes_alike(one: Path, two: Path) -> float:
@@ -285,7 +291,7 @@ def test_training_that_does_not_fit_goes_on_with_less(
     with pytest.raises(OutOfMemory, match=r"training iteration 1/1, branch 1.*the run goes on"):
         run(whole, tmp_path / "run")
     release_memory()
-    assert torch.cuda.memory_allocated() < 20 << 20
+    assert bytes_that_stay() < 4 << 20
     monkeypatch.undo()
     training = {**whole.resolved()["training"], "per_device_train_batch_size": 1, "gradient_accumulation_steps": 4}
     less = recipe(tiny_base, files, **wanted, training={**training, "checkpointing": True})

@@ -13,6 +13,7 @@ themselves, so time spent on them lowers the utilisation.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -20,11 +21,13 @@ PEAKS = {
     "H200": 989e12,
     "H100 80GB HBM3": 989e12,
     "A100": 312e12,
+    "L40S": 362e12,
     "L4": 121e12,
     "RTX 4090": 165e12,
     "RTX 3090": 71e12,
 }
-"""Dense bf16 FLOP/s with fp32 accumulation that NVIDIA's data sheets state, by a part of the GPU's name."""
+"""Dense bf16 FLOP/s with fp32 accumulation that NVIDIA's data sheets state, by words of the GPU's name."""
+_SLOWER = "NVL|D|Laptop|Ti"  # other GPUs, whose names begin as these do
 
 
 def flops_per_token(outline: Any, adapter_numbers: int, seen_tokens: float) -> dict[str, float]:
@@ -56,4 +59,4 @@ def seen_tokens(lengths: Iterable[int]) -> float:
 
 def peak_of(name: str) -> float | None:
     """The stated peak of a GPU by its name, in FLOP/s; None: not known here."""
-    return next((peak for part, peak in PEAKS.items() if part in name), None)
+    return next((peak for part, peak in PEAKS.items() if re.search(rf"\b{part}\b(?! ({_SLOWER})\b)", name)), None)

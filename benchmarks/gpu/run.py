@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # for common/, as scripts are run by path
+sys.path.insert(1, str(Path(__file__).resolve().parents[2]))  # this tree's bam_lora, which need not be installed
 from common.provenance import ROOT, provenance_of
 from executing import Failed, execute
 from holding import CannotHold, Card
@@ -126,7 +127,8 @@ def provenance(options: argparse.Namespace) -> dict[str, Any]:
 
 def environ_of(options: argparse.Namespace) -> dict[str, str]:
     """The jobs' environment: one GPU, numbered as NVML does, or none; this tree's package; nothing from the Hub."""
-    given = {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    given = {"PYTHONPATH": path, "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
     if options.device == "cpu":
         return {**os.environ, **given, "CUDA_VISIBLE_DEVICES": ""}
     one = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0] or "0"
