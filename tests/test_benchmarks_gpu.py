@@ -141,8 +141,9 @@ def test_what_is_compared_in_speed_is_what_fit_chooses_for_24_gb() -> None:
 def test_the_most_important_comes_first() -> None:
     names = [job.name for job in plan.jobs([name for name in plan.SCALES if name != "tiny"], plan.WAYS)]
     assert len(set(names)) == len(names)
-    assert names[:4] == [
+    assert names[:5] == [
         "branch llama-3.1-8b, length 2048, 12 GB",
+        "branch llama-3.1-8b, length 2048, 12 GB, one row at a time",  # if what is chosen for the card does not fit
         "branch llama-3.1-8b, length 8192, 24 GB",
         "speed llama-3.1-8b, ours",
         "speed llama-3.1-8b, trl-best",
@@ -174,7 +175,10 @@ def test_a_fold_is_measured(made: Path) -> None:
     result = fold_job.main({"shape": "tiny", "work": str(made), "device": "cpu"})
     assert result["elements"] == 205120
     assert result["identical"] == 1.0
-    assert result["device_over_copy"] == result["device_seconds"] / result["copy_seconds"]
+    assert result["device_over_copy"] == result["device_seconds"] / min(
+        result["copy_seconds"], result["copy_again_seconds"]
+    )
+    assert result["cpu_wrote_to"] == "disk"
     assert not (made / "fold").exists()
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import os
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -13,7 +12,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from test_benchmarks_gpu import FOLDER, load
+from test_benchmarks_gpu import load
 
 run, executing, record, shows = load("run"), load("executing"), load("record"), load("shows")
 overhead, tables, plan = load("overhead"), load("tables"), load("plan")
@@ -207,6 +206,10 @@ def test_a_job_ends_with_its_children_when_its_time_is_over(tmp_path: Path) -> N
 
 @pytest.fixture
 def faked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    return with_fakes(tmp_path, monkeypatch)
+
+
+def with_fakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """The script with jobs that take no time: branches fail, the fold gives numbers, the run says which it is."""
     for name, code in FAKES.items():
         script(tmp_path, code, name)
@@ -220,6 +223,7 @@ def faked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 def call(faked: ModuleType, monkeypatch: pytest.MonkeyPatch, work: Path, *options: str) -> dict[str, Any]:
     given = ["--device", "cpu", "--shapes", "tiny", "--ways", "", "--work", str(work), "--allow-dirty"]
+    given += ["--commit", "none"]  # where these tests are run from a copy without git
     monkeypatch.setattr(sys, "argv", ["run.py", *given, *options])
     faked.main()
     values: dict[str, Any] = json.loads((work / "trial.json").read_text())
@@ -255,6 +259,11 @@ def test_results_of_other_code_are_begun_anew(
     (work / "trial.json").write_text(json.dumps(before))
     call(faked, monkeypatch, work)
     assert (work / "branches").read_text() == "xxxxxx"
+    assert json.loads((work / "trial.before-1.json").read_text()) == before
+    call(faked, monkeypatch, work)
+    (work / "trial.before-1.json").replace(work / "trial.json")
+    assert call(faked, monkeypatch, work, "--any-commit")["jobs"] == before["jobs"]
+    assert (work / "branches").read_text() == "xxxxxx"
 
 
 def test_results_of_another_gpu_are_left_alone(
@@ -278,17 +287,3 @@ def test_what_does_not_fit_into_the_time_is_passed_over(
     values = call(faked, monkeypatch, tmp_path / "work", "--minutes", "0.95")  # 57 s
     assert list(values["skipped"]) == ["run tiny, 24 GB"]
     assert "fold tiny" in values["jobs"]
-
-
-@pytest.mark.slow
-def test_all_of_it_on_a_cpu(tmp_path: Path) -> None:
-    """As its own text says that one tries it; then again, which finds all done."""
-    command = [sys.executable, str(FOLDER / "run.py"), "--device", "cpu", "--shapes", "tiny", "--allow-dirty"]
-    command += ["--ways", "ours,trl-best,trl-best-fp32,trl-defaults", "--work", str(tmp_path)]
-    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    values = json.loads((tmp_path / "trial.json").read_text())
-    assert len(values["jobs"]) == 8
-    assert all("result" in one for one in values["jobs"].values()), said
-    assert values["overhead"]["share"] > 0
-    again = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    assert "minutes left" not in again

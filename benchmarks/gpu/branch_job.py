@@ -49,7 +49,7 @@ def main(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def plan(settings: Mapping[str, Any]) -> Planned:
-    """The recipe as `check --fit` makes it for the card; without a card as it is given."""
+    """The recipe as `check --fit` makes it for the card; without a card, or if it shall not be fitted, as given."""
     from bam_lora.attention import choose_attention
     from bam_lora.fit import fit_recipe
     from bam_lora.memory import estimate
@@ -60,7 +60,7 @@ def plan(settings: Mapping[str, Any]) -> Planned:
     outline, recipe = shape_of_folder(base), recipe_from_dict(recipe_values(settings, base))
     chosen = recipe.quantization
     attention = choose_attention(chosen.attention, base, chosen.compute_dtype, settings["device"])
-    if settings["card_gib"] is not None:
+    if settings["card_gib"] is not None and settings.get("fit", True):
         memory = round(settings["card_gib"] * GIB)
         fit = fit_recipe(recipe, outline, memory, attention=attention, device=settings["device"])
         recipe = fit.applied(recipe)

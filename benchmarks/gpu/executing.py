@@ -13,10 +13,21 @@ from typing import Any, NoReturn
 
 _END_SECONDS = 10.0
 _LONGEST = 500  # characters of a reason
+_TAIL = 4000  # characters of a log that are kept
 
 
 class Failed(Exception):
-    """A job gave no result; the message is one line."""
+    """A job gave no result; the message is one line.
+
+    Attributes:
+        log: The end of what it complained of.
+        late: Whether it was ended because its time was over.
+    """
+
+    def __init__(self, message: str, log: str = "", *, late: bool = False) -> None:
+        super().__init__(message)
+        self.log = log
+        self.late = late
 
 
 def execute(
@@ -41,21 +52,27 @@ def execute(
     work.mkdir(parents=True, exist_ok=True)
     file, out, log = (work / f"job.{end}" for end in ("json", "out", "log"))
     file.write_text(json.dumps(settings), encoding="utf-8")
-    started = time.perf_counter()
+    started, late = time.perf_counter(), False
     with out.open("w") as said, log.open("w") as complained:
         child = subprocess.Popen(
             [python, str(script), str(file)], stdin=subprocess.DEVNULL, stdout=said, stderr=complained,
             env=dict(environ), process_group=0,
         )  # fmt: skip
         try:
-            status = child.wait(seconds)
+            child.wait(seconds)
         except subprocess.TimeoutExpired:
-            raise Failed(f"not done after {seconds:.0f} s; {reason(log)}") from None
+            late = True
         finally:
             _end(child)
-    if status:
-        raise Failed(f"exit status {status}; {reason(log)}")
-    return {**last_line(out), "wall_seconds": time.perf_counter() - started}
+    status = child.returncode
+    try:  # whatever comes after its result, such as the driver's tidying up, takes nothing from it
+        found = last_line(out)
+    except Failed as error:
+        if late or status:
+            how = f"not done after {seconds:.0f} s" if late else f"exit status {status}"
+            raise Failed(f"{how}; {reason(log)}", tail(log), late=late) from None
+        raise Failed(str(error), tail(log)) from None
+    return {**found, "wall_seconds": time.perf_counter() - started, **({"exit_status": status} if status else {})}
 
 
 def last_line(out: Path) -> dict[str, Any]:
@@ -80,6 +97,11 @@ def reason(log: Path) -> str:
     lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
     memory = [line for line in lines if "out of memory" in line.lower() or "OutOfMemoryError" in line]
     return (memory or lines or ["it said nothing"])[-1][:_LONGEST]
+
+
+def tail(log: Path) -> str:
+    """The end of what a job complained of: a traceback, from a machine that may be gone when it is read."""
+    return log.read_text(encoding="utf-8", errors="replace")[-_TAIL:]
 
 
 def _refuse(constant: str) -> NoReturn:

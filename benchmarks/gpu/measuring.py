@@ -15,7 +15,7 @@ from typing import Any
 
 INTERVAL_SECONDS = 0.02  # torch keeps what it has reserved: what is taken stays long enough to be seen
 WARM_UP_STEPS = 2  # of a training: kernels are chosen and compiled
-_NVML = "libnvidia-ml.so.1"
+_NVML = ("libnvidia-ml.so.1", "/usr/local/nvidia/lib64/libnvidia-ml.so.1", "/usr/lib/wsl/lib/libnvidia-ml.so.1")
 
 
 class DevicePeak:
@@ -111,9 +111,8 @@ class _Memory(ctypes.Structure):
 
 def _nvml_reader() -> Callable[[], int] | None:
     """Reads the bytes in use of the first visible GPU from NVML, which makes no CUDA context; None without it."""
-    try:
-        library = ctypes.CDLL(_NVML)
-    except OSError:
+    library = _library()
+    if library is None:
         return None
     handle = ctypes.c_void_p()
     if library.nvmlInit_v2() != 0 or _nvml_handle(library, ctypes.byref(handle)) != 0:
@@ -127,6 +126,16 @@ def _nvml_reader() -> Callable[[], int] | None:
         return int(memory.total - memory.free)
 
     return used
+
+
+def _library() -> Any:
+    """NVML, wherever the driver has it: some containers do not tell the linker."""
+    for name in _NVML:
+        try:
+            return ctypes.CDLL(name)
+        except OSError:
+            continue
+    return None
 
 
 def _nvml_handle(library: Any, handle: Any) -> int:

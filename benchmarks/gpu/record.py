@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import itertools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -26,19 +27,22 @@ class Record:
         values: What it holds: provenance, machine, jobs by name, skipped jobs by name, what must be shown.
     """
 
-    def __init__(self, path: Path, provenance: Mapping[str, Any]) -> None:
-        """Opens the results of this commit, or begins anew where there are none or those of another.
+    def __init__(self, path: Path, provenance: Mapping[str, Any], *, any_code: bool = False) -> None:
+        """Opens the results of this commit, or begins anew where there are none or those of another, which are kept.
 
         Args:
-            path: The JSON file.
+            path: The JSON file. Results of other code are moved to a file beside it, whose name says `before`.
             provenance: What is to be recorded of code and machine.
+            any_code: Go on from results of other code, too: what is done stays done. Every job says what code it is of.
         """
         self.path = path
         self.values: dict[str, Any] = {"provenance": dict(provenance), "machine": None, "jobs": {}, "skipped": {}}
         if path.exists():
             before = read_json(path)
-            if _same_code(before["provenance"], provenance):
+            if any_code or _same_code(before["provenance"], provenance):
                 self.values = {**before, "provenance": dict(provenance), "skipped": {}}
+            else:
+                path.replace(_unused(path))
 
     def is_done(self, job: Job, device: str, *, retry: bool) -> bool:
         """Whether a job with these settings has a result; a failure counts as one unless it is to be tried again."""
@@ -58,10 +62,15 @@ class Record:
         self.save()
 
     def done(self, job: Job, device: str, entry: Mapping[str, Any]) -> None:
-        """Notes what came of a job: {"result"} or {"error"}, and "card"."""
-        kept = {"key": key_of(job, device), "kind": job.kind, "way": job.way, "settings": job.settings, **entry}
+        """Notes what came of a job: {"result"} or {"error", "log"}, and "card"."""
+        code = {name: self.values["provenance"].get(name) for name in ("commit", "dirty")}
+        kept = {"key": key_of(job, device), "kind": job.kind, "way": job.way, "settings": job.settings, **code, **entry}
         self.values["jobs"][job.name] = kept
         self.save()
+
+    def has_failed(self, name: str) -> bool:
+        """Whether a job was tried and gave no result."""
+        return "error" in self.values["jobs"].get(name, {})
 
     def skip(self, job: Job, reason: str) -> None:
         """Notes that a job was passed over."""
@@ -81,6 +90,12 @@ def key_of(job: Job, device: str) -> str:
     """What a job's result is a function of, code and machine aside."""
     key: str = digest([job.kind, job.settings, job.card_gib, device])
     return key
+
+
+def _unused(path: Path) -> Path:
+    """A name beside it that no file has."""
+    names = (path.with_suffix(f".before-{number}{path.suffix}") for number in itertools.count(1))
+    return next(name for name in names if not name.exists())
 
 
 def _same_code(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:

@@ -4,8 +4,9 @@
 
 Does everything, the most important first, as far as the time goes: a job that by its estimate does not fit into what is
 left is passed over. Results are written after every job; one that fails is recorded with its message, and the next one
-follows. The same command on the same commit goes on from there. Models are made here, of random weights, and deleted
-when no job needs them any more: 64 GB of disk suffice. To try it all on a CPU in minutes: `--device cpu --shapes tiny`.
+follows. The same command on the same commit goes on from there, also on another machine of the same kind that has only
+the file of results. Models are made here, of random weights, and deleted when no job needs them any more: 52 GB of disk
+suffice, 36 GB where /dev/shm has 17 GB. To try it all on a CPU in minutes: `--device cpu --shapes tiny`.
 """
 
 from __future__ import annotations
@@ -39,6 +40,12 @@ SCRIPTS = {"branch": HERE / "branch_job.py", "fold": HERE / "fold_job.py", "run"
 INSTALL_SECONDS = 300.0  # of a peer's environment, about
 _MACHINE_SECONDS = 300.0
 _DISK_BYTES = {"cuda": 2 << 30, "cpu": 16 << 20}
+_LEAST_SECONDS = 20.0  # that a job gets, even if what was given is over
+_DISK_GB_PER_SECOND = 1.0  # until it is measured
+
+
+class NoTimeLeft(Exception):
+    """A job was ended because the time that was given is over, not because it took too long."""
 
 
 class Session:
@@ -46,19 +53,45 @@ class Session:
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
-        self.record = Record(options.results, provenance(options))
         self.ends: float = time.monotonic() + 60 * options.minutes
+        self.record = Record(options.results, provenance(options), any_code=options.any_commit)
         self.environ = environ_of(options)
+        self.broken: dict[str, str] = {}  # shapes whose inputs could not be made, and why
 
     @property
     def seconds_left(self) -> float:
         """Of the time that was given."""
         return self.ends - time.monotonic()
 
-    def execute(self, python: str, script: Path, settings: dict[str, Any], seconds: float) -> dict[str, Any]:
-        """A job's result, within three times what it is thought to take and what is left."""
-        limit = max(60.0, min(3 * seconds, self.seconds_left))
-        return execute(python, script, settings, self.options.work, seconds=limit, environ=self.environ)
+    def execute(
+        self, python: str, script: Path, settings: dict[str, Any], seconds: float, *, foreign: bool = False
+    ) -> dict[str, Any]:
+        """A job's result, within three times what it is thought to take and what is left.
+
+        Args:
+            python: The interpreter.
+            script: The job.
+            settings: What it is given.
+            seconds: It is thought to take.
+            foreign: The interpreter is of another environment, which shall not see the libraries of this one.
+
+        Raises:
+            Failed: If it gives no result.
+            NoTimeLeft: If what was left is the reason.
+        """
+        allowed, left = 3 * seconds, max(_LEAST_SECONDS, self.seconds_left)
+        environ = {**self.environ, **({"PYTHONPATH": str(ROOT)} if foreign else {})}
+        try:
+            return execute(python, script, settings, self.options.work, seconds=min(allowed, left), environ=environ)
+        except Failed as error:
+            if error.late and left < allowed:
+                raise NoTimeLeft(f"the time that was given was over after {left:.0f} s of it") from None
+            raise
+
+    def writing_seconds(self, written_gb: float) -> float:
+        """About what it takes to write so much, by the disk's speed as it was measured."""
+        machine = self.record.values["machine"]
+        return written_gb / (machine["write_bytes_per_second"] / 1e9 if machine else _DISK_GB_PER_SECOND)
 
 
 def main() -> None:
@@ -71,11 +104,12 @@ def main() -> None:
     except OtherMachine as error:
         sys.exit(f"error: {error}; name another file with --results")
     todo = jobs(options.shapes, options.ways)
-    for number, job in enumerate(todo):
-        if not session.record.is_done(job, options.device, retry=options.retry):
+    for job in todo:
+        needed = job.instead_of is None or session.record.has_failed(job.instead_of)
+        if needed and not session.record.is_done(job, options.device, retry=options.retry):
             attempt(session, job)
         if not options.keep:
-            drop_inputs(session, job.shape, todo[number + 1 :])
+            drop_inputs(session, job.shape, todo)
     print(tables(session.record.values), options.results, sep="\n")
 
 
@@ -89,6 +123,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / "gpu", help="models, environments, outputs")
     parser.add_argument("--results", type=Path, default=None, help="the JSON file; none: results/DATE-COMMIT.json")
     parser.add_argument("--retry", action="store_true", help="jobs that have failed, too")
+    parser.add_argument(
+        "--any-commit", action="store_true", help="go on from results of other code; each job names its"
+    )
     parser.add_argument("--keep", action="store_true", help="the models, when no job needs them any more")
     parser.add_argument("--commit", default=None, help="that the code is of, where the tree is no git checkout")
     parser.add_argument("--allow-dirty", action="store_true", help="measure a tree with uncommitted changes")
@@ -116,12 +153,13 @@ def results_file(options: argparse.Namespace) -> Path:
 
 def provenance(options: argparse.Namespace) -> dict[str, Any]:
     command, threads = "make bench-gpu", len(os.sched_getaffinity(0))
-    if (ROOT / ".git").exists():
+    facts = environment(options.device, threads)
+    if facts["commit"] is not None:
         facts = provenance_of(command, threads, allow_dirty=options.allow_dirty, device=options.device)
-    elif options.commit is None:  # a copy of a checkout, on a machine that is only lent
+    elif options.commit is None:  # a copy of a checkout, on a machine that is only lent, or one without git
         sys.exit(f"error: {ROOT}: expected a git checkout, or --commit to say of which it is a copy; found neither")
     else:
-        facts = {**environment(options.device, threads), "command": command, "commit": options.commit, "dirty": False}
+        facts |= {"command": command, "commit": options.commit, "dirty": False}
     return {**facts, "load": os.getloadavg()}
 
 
@@ -147,7 +185,8 @@ def machine_facts(session: Session) -> dict[str, Any]:
 
 def attempt(session: Session, job: Job) -> None:
     """Does a job and records what came of it, or passes it over."""
-    needed = job.seconds + preparing_seconds(session, job)
+    seconds = job.seconds + session.writing_seconds(job.written_gb)
+    needed = seconds + preparing_seconds(session, job)
     if needed > session.seconds_left:
         session.record.skip(job, f"takes about {needed:.0f} s, {max(0.0, session.seconds_left):.0f} s were left")
         print(f"skipped: {job.name}", flush=True)
@@ -156,12 +195,21 @@ def attempt(session: Session, job: Job) -> None:
     started, card = time.perf_counter(), Card(job.card_gib, session.options.device)
     entry: dict[str, Any]
     try:
-        make_inputs(session, job)
+        if why := make_inputs(session, job):
+            session.record.skip(job, why)
+            return
         python = python_of(session, job)
         with card:
-            entry = {"result": session.execute(python, SCRIPTS[job.kind], settings_of(session, job), job.seconds)}
+            result = session.execute(
+                python, SCRIPTS[job.kind], settings_of(session, job), seconds, foreign=job.way in OWN_ENVIRONMENTS
+            )
+        entry = {"result": result}
+    except NoTimeLeft as error:
+        session.record.skip(job, str(error))
+        print(f"skipped: {job.name}: {error}", flush=True)
+        return
     except (Failed, CannotHold) as error:
-        entry = {"error": str(error)}
+        entry = {"error": str(error), "log": getattr(error, "log", "")}
         print(f"failed: {error}", flush=True)
     session.record.done(
         job, session.options.device, {**entry, "card": card.facts, "seconds": time.perf_counter() - started}
@@ -171,19 +219,30 @@ def attempt(session: Session, job: Job) -> None:
 def preparing_seconds(session: Session, job: Job) -> float:
     """About what it takes until the job itself can begin."""
     work = session.options.work
-    seconds = 0.0 if is_made(job.shape, work) else SCALES[job.shape].input_seconds
+    scale = SCALES[job.shape]
+    seconds = 0.0 if is_made(job.shape, work) else scale.input_seconds + session.writing_seconds(scale.input_gb)
     return seconds + (INSTALL_SECONDS if job.way and not is_ready(job.way, work) else 0.0)
 
 
-def make_inputs(session: Session, job: Job) -> None:
-    """Has the model and its text made, unless they are there."""
+def make_inputs(session: Session, job: Job) -> str | None:
+    """Has the model and its text made, unless they are there; returns why that failed, which is no failure of a job."""
     options, scale = session.options, SCALES[job.shape]
+    make_room(session, job)
     if is_made(job.shape, options.work):
-        return
+        return None
+    if job.shape in session.broken:
+        return session.broken[job.shape]
     settings = {"shape": job.shape, "work": str(options.work), "device": options.device,
                 "text_tokens": scale.text_tokens}  # fmt: skip
-    facts = session.execute(sys.executable, HERE / "inputs.py", settings, scale.input_seconds)
+    seconds = scale.input_seconds + session.writing_seconds(scale.input_gb)
+    try:
+        facts = session.execute(sys.executable, HERE / "inputs.py", settings, seconds)
+    except Failed as error:
+        print(f"failed: the model {job.shape}: {error}\n{error.log}", flush=True)
+        session.broken[job.shape] = f"its model could not be made: {error}"
+        return session.broken[job.shape]
     session.record.values.setdefault("inputs", {})[job.shape] = facts
+    return None
 
 
 def python_of(session: Session, job: Job) -> str:
@@ -206,11 +265,23 @@ def settings_of(session: Session, job: Job) -> dict[str, Any]:
     return {**job.settings, "base": str(root / "base"), "text": str(root / "text.jsonl"), "device": options.device}
 
 
-def drop_inputs(session: Session, shape: str, rest: list[Job]) -> None:
-    """Deletes a model that no later job needs."""
+def drop_inputs(session: Session, shape: str, todo: list[Job]) -> None:
+    """Deletes a model that no job needs, those passed over included: the next call does them."""
     device, retry = session.options.device, session.options.retry
-    if not any(job.shape == shape and not session.record.is_done(job, device, retry=retry) for job in rest):
+    if not any(job.shape == shape and not session.record.is_done(job, device, retry=retry) for job in todo
+               if job.instead_of is None):  # fmt: skip
         shutil.rmtree(folder_of(shape, session.options.work), ignore_errors=True)
+
+
+def make_room(session: Session, job: Job) -> None:
+    """Deletes the other models where the disk has no room for all; they are made again when a job needs them."""
+    work, scale = session.options.work, SCALES[job.shape]
+    needed_gb = min(job.written_gb, 2 * scale.base_gb) + (0.0 if is_made(job.shape, work) else scale.input_gb) + 1
+    if shutil.disk_usage(work).free >= 1e9 * needed_gb:
+        return
+    for shape in SCALES:
+        if shape != job.shape:
+            shutil.rmtree(folder_of(shape, work), ignore_errors=True)
 
 
 if __name__ == "__main__":

@@ -71,7 +71,9 @@ def _install(way: str, folder: Path) -> str | None:
     shutil.rmtree(folder, ignore_errors=True)
     folder.parent.mkdir(parents=True, exist_ok=True)
     log = folder.with_name(f"{way}.log")
-    pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "--disable-pip-version-check"]
+    # Without a network it shall say so at once.
+    patience = ["--retries", "1", "--timeout", "15"]
+    pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "--disable-pip-version-check", *patience]
     made = _run([sys.executable, "-m", "venv", str(folder)], log, _INSTALL_SECONDS)
     return made or _run([*pip, *PINS[way]], log, _INSTALL_SECONDS)
 
