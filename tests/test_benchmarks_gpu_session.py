@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -18,6 +19,11 @@ from test_benchmarks_gpu_run import call, execute, executing, plan, run, script,
 from test_benchmarks_gpu_run import results as good_results
 
 fold_job = load("fold_job")
+sys.path.insert(0, str(FOLDER / "peers"))
+try:
+    environments = load("environments")
+finally:
+    sys.path.remove(str(FOLDER / "peers"))
 SLOW = "import time\ntime.sleep(60)"
 
 
@@ -48,6 +54,30 @@ def test_peers_of_another_environment_do_not_see_them(
     session = faked.Session(options)
     assert session.execute(sys.executable, seen, {}, 60, foreign=True)["path"] == str(FOLDER.parents[1])
     assert session.execute(sys.executable, seen, {}, 60)["path"].endswith("/tmp/site")
+
+
+def wheel(folder: Path, name: str) -> None:
+    """A wheel of one module."""
+    folder.mkdir(parents=True)
+    about = f"{name}-1.0.dist-info"
+    with zipfile.ZipFile(folder / f"{name}-1.0-py3-none-any.whl", "w") as file:
+        file.writestr(f"{name}.py", "")
+        file.writestr(f"{about}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+        file.writestr(f"{about}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        file.writestr(f"{about}/RECORD", "")
+
+
+def test_peers_from_wheels_have_the_libraries_that_are_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wheel(tmp_path / "wheels" / "unsloth", "onlyhere")
+    (tmp_path / "callers").mkdir()
+    (tmp_path / "callers" / "there.py").touch()
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "callers"))
+    monkeypatch.setitem(environments.IMPORTS, "unsloth", "import onlyhere, there, pytest")
+    python = environments.python_for("unsloth", tmp_path / "a b", tmp_path / "wheels")
+    assert python == tmp_path / "a b" / "envs" / "unsloth" / "bin" / "python", python
+    assert environments.python_for("unsloth", tmp_path / "a b", tmp_path / "wheels") == python  # as it is
+    said = environments.python_for("axolotl", tmp_path / "a b", tmp_path / "wheels")
+    assert said == f"axolotl could not be installed: {tmp_path}/wheels/axolotl: expected wheels, found none"
 
 
 def test_without_git_the_commit_is_the_callers(monkeypatch: pytest.MonkeyPatch) -> None:

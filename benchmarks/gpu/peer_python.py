@@ -26,7 +26,8 @@ def main(settings: Mapping[str, Any]) -> dict[str, Any]:
     sys.path.insert(0, str(PEERS))
     from environments import python_for
 
-    found = python_for(settings["way"], Path(settings["work"]))
+    wheels = settings["wheels"] and Path(settings["wheels"])
+    found = python_for(settings["way"], Path(settings["work"]), wheels)
     if isinstance(found, Path):
         return {"python": str(found), "reason": None}
     return {"python": None, "reason": found}

@@ -38,6 +38,7 @@ HERE = Path(__file__).resolve().parent
 SCRIPTS = {"branch": HERE / "branch_job.py", "fold": HERE / "fold_job.py", "run": HERE / "run_job.py",
            "speed": PEERS / "job.py"}  # fmt: skip
 INSTALL_SECONDS = 300.0  # of a peer's environment, about
+UNPACK_SECONDS = 40.0  # the same, from wheels
 _MACHINE_SECONDS = 300.0
 _DISK_BYTES = {"cuda": 2 << 30, "cpu": 16 << 20}
 _LEAST_SECONDS = 20.0  # that a job gets, even if what was given is over
@@ -126,6 +127,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--any-commit", action="store_true", help="go on from results of other code; each job names its"
     )
+    parser.add_argument("--wheels", type=Path, default=None, help="folder with unsloth/*.whl, axolotl/*.whl: no index")
     parser.add_argument("--keep", action="store_true", help="the models, when no job needs them any more")
     parser.add_argument("--commit", default=None, help="that the code is of, where the tree is no git checkout")
     parser.add_argument("--allow-dirty", action="store_true", help="measure a tree with uncommitted changes")
@@ -200,9 +202,8 @@ def attempt(session: Session, job: Job) -> None:
             return
         python = python_of(session, job)
         with card:
-            result = session.execute(
-                python, SCRIPTS[job.kind], settings_of(session, job), seconds, foreign=job.way in OWN_ENVIRONMENTS
-            )
+            foreign = job.way in OWN_ENVIRONMENTS and session.options.wheels is None
+            result = session.execute(python, SCRIPTS[job.kind], settings_of(session, job), seconds, foreign=foreign)
         entry = {"result": result}
     except NoTimeLeft as error:
         session.record.skip(job, str(error))
@@ -221,7 +222,8 @@ def preparing_seconds(session: Session, job: Job) -> float:
     work = session.options.work
     scale = SCALES[job.shape]
     seconds = 0.0 if is_made(job.shape, work) else scale.input_seconds + session.writing_seconds(scale.input_gb)
-    return seconds + (INSTALL_SECONDS if job.way and not is_ready(job.way, work) else 0.0)
+    installing = INSTALL_SECONDS if session.options.wheels is None else UNPACK_SECONDS
+    return seconds + (installing if job.way and not is_ready(job.way, work) else 0.0)
 
 
 def make_inputs(session: Session, job: Job) -> str | None:
@@ -249,7 +251,8 @@ def python_of(session: Session, job: Job) -> str:
     """The interpreter of a job; raises `Failed` with the reason if a peer has none here."""
     if job.way not in OWN_ENVIRONMENTS:
         return sys.executable
-    settings = {"way": job.way, "work": str(session.options.work)}
+    wheels = session.options.wheels
+    settings = {"way": job.way, "work": str(session.options.work), "wheels": wheels and str(wheels)}
     found = session.execute(sys.executable, HERE / "peer_python.py", settings, INSTALL_SECONDS)
     if found["python"] is None:
         raise Failed(found["reason"])

@@ -17,6 +17,7 @@ Tried on Python 3.11 without a GPU, with torch 2.13.0 for CPUs:
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -42,12 +43,14 @@ _IMPORT_SECONDS = 600
 _REASON_CHARACTERS = 400
 
 
-def python_for(way: str, work: Path) -> Path | str:
+def python_for(way: str, work: Path, wheels: Path | None = None) -> Path | str:
     """The Python to run job.py with, installed on the first call (minutes), or in one line why there is none.
 
     Args:
         way: One of `peer_settings.WAYS`.
         work: Where environments are kept, each in `envs/WAY`, with what pip said in `envs/WAY.log`.
+        wheels: Folders WAY/ of wheels for a machine without a package index: they are put before this environment's own
+            libraries. None: an environment of the peer's own, from the index.
 
     Returns:
         A path; or, as text, why the peer could not be installed or imported here.
@@ -57,11 +60,12 @@ def python_for(way: str, work: Path) -> Path | str:
     folder = work / "envs" / way
     python, ready = folder / "bin" / "python", folder / ".ready"
     if not ready.exists():
-        failed = _install(way, folder)
+        failed = _install(way, folder) if wheels is None else _unpack(wheels / way, folder)
         if failed:
             return f"{way} could not be installed: {failed}"
         ready.touch()
-    failed = _run([str(python), "-c", IMPORTS[way]], folder.with_name(f"{way}.import.log"), _IMPORT_SECONDS)
+    command, log = [str(python), "-c", IMPORTS[way]], folder.with_name(f"{way}.import.log")
+    failed = _run(command, log, _IMPORT_SECONDS, alone=wheels is None)
     return f"{way} could not be imported: {failed}" if failed else python
 
 
@@ -78,9 +82,25 @@ def _install(way: str, folder: Path) -> str | None:
     return made or _run([*pip, *PINS[way]], log, _INSTALL_SECONDS)
 
 
-def _run(command: list[str], log: Path, seconds: int) -> str | None:
-    """Runs a command; returns None, or the one line that says best why it failed."""
-    environ = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+def _unpack(wheels: Path, folder: Path) -> str | None:
+    """Makes a Python that finds what is in some wheels first, then what this one finds; returns None, or why not."""
+    found = sorted(map(str, wheels.glob("*.whl")))
+    if not found:
+        return f"{wheels}: expected wheels, found none"
+    shutil.rmtree(folder, ignore_errors=True)
+    site, python = folder / "site", folder / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    pip = [sys.executable, "-m", "pip", "install", "--disable-pip-version-check", "--no-index", "--no-deps"]
+    failed = _run([*pip, "--target", str(site), *found], folder.with_name(f"{folder.name}.log"), _INSTALL_SECONDS)
+    path, real = shlex.quote(str(site)), shlex.quote(sys.executable)
+    python.write_text(f'#!/bin/sh\nPYTHONPATH={path}${{PYTHONPATH:+:$PYTHONPATH}} exec {real} "$@"\n', encoding="utf-8")
+    python.chmod(0o755)
+    return failed
+
+
+def _run(command: list[str], log: Path, seconds: int, *, alone: bool = True) -> str | None:
+    """Runs a command, `alone` without the caller's libraries; returns None, or the line that says why it failed."""
+    environ = {name: value for name, value in os.environ.items() if not alone or name != "PYTHONPATH"}
     with log.open("w") as file:
         try:
             done = subprocess.run(command, stdout=file, stderr=file, env=environ, timeout=seconds)
