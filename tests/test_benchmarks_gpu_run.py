@@ -142,6 +142,7 @@ def test_the_arithmetic_of_the_overhead() -> None:
     assert found["per_iteration_seconds"]["rest of the run"] == 197 - 187
     assert found["added_seconds"] == 30 + 2 + 30 + 10 + 2 * (2 + 1)
     assert found["share"] == 78 / 2500
+    assert found["share_beside_a_script"] == (78 - 33) / (2500 + 33)
     assert overhead.overhead({"jobs": {}}) is None
 
 

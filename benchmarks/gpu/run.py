@@ -132,7 +132,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--commit", default=None, help="that the code is of, where the tree is no git checkout")
     parser.add_argument("--allow-dirty", action="store_true", help="measure a tree with uncommitted changes")
     options = parser.parse_args()
-    options.work = options.work.resolve()
+    options.work, options.wheels = options.work.resolve(), options.wheels and options.wheels.resolve()
     options.shapes, options.ways = (
         [name for name in value.split(",") if name] for value in (options.shapes, options.ways)
     )

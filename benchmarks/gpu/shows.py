@@ -169,4 +169,5 @@ def _overhead(found: Mapping[str, Any] | None) -> dict[str, str]:
     if found["shape"] != SHAPE:
         return _line(claim, None, f"only {found['shape']} was run")
     figures = f"{found['added_seconds']:.1f} s / {found['plain_seconds']:.0f} s = {found['share']:.2%}"
+    figures += f"; {found['share_beside_a_script']:.2%} beside a script that loads, sets up and writes, too"
     return _line(claim, found["share"] < LARGEST_OVERHEAD, figures)

@@ -146,7 +146,8 @@ def overhead_lines(found: Mapping[str, Any] | None) -> str:
         f"Overhead of the loop ({found['shape']}), {found['branches']} branches of {found['branch_tokens']:,} tokens: "
         f"{' + '.join(once)} + {found['branches']} x ({' + '.join(each)}) = {found['added_seconds']:.2f} s; plain "
         f"training {found['branches']} x {found['branch_tokens']:,} / {found['tokens_per_second']:,.0f} tokens/s = "
-        f"{found['plain_seconds']:,.0f} s; {found['share']:.2%}. Scoring and the preparing of data aside."
+        f"{found['plain_seconds']:,.0f} s; {found['share']:.2%}, {found['share_beside_a_script']:.2%} beside a script "
+        "that loads, sets up and writes, too. Scoring and the preparing of data aside."
     )
 
 
