@@ -181,8 +181,9 @@ def machine_facts(session: Session) -> dict[str, Any]:
     settings = {"device": device, "work": str(session.options.work), "disk_bytes": _DISK_BYTES[device]}
     try:
         return session.execute(sys.executable, HERE / "machine_job.py", settings, _MACHINE_SECONDS)
-    except Failed as error:
-        sys.exit(f"error: the machine: expected a {device} device that works, found {error}")
+    except (Failed, NoTimeLeft) as error:
+        log = getattr(error, "log", "")
+        sys.exit(f"{log}\nerror: the machine: expected a {device} device that works, found {error}")
 
 
 def attempt(session: Session, job: Job) -> None:
