@@ -11,7 +11,6 @@ from bam_lora.check_data import data_lines
 from bam_lora.check_rows import source_lines
 from bam_lora.check_template import template_lines
 from bam_lora.checkpoint import Checkpoint
-from bam_lora.compute_types import emulation_note
 from bam_lora.default_template import settle_template
 from bam_lora.difference import Known
 from bam_lora.front import Front
@@ -78,8 +77,6 @@ def check_recipe(
     require_groups(recipe)
     lines += _vocabulary_lines(recipe, folder) + data_lines(recipe, tokenizer) + _plan_lines(recipe)
     lines += batch_lines(recipe, folder, _parameters(checkpoint))
-    emulated = emulation_note(recipe.quantization.compute_dtype)
-    lines += [f"note        {emulated}"] if emulated else []
     return "\n".join(lines)
 
 

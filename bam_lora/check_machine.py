@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bam_lora.base import device
-from bam_lora.errors import UserError
+from bam_lora.cards import Card
+from bam_lora.compute_types import has_bfloat16
 
-_SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*(gb|gib|mb|mib)?", re.IGNORECASE)
 _CGROUP = Path("/sys/fs/cgroup/memory.max")
 
 
@@ -25,6 +24,7 @@ class Machine:
         memory_bytes: Of the device; on a CPU and on a Mac the machine's own.
         ram_bytes: The machine's own, or what its container may use.
         assumed: Whether the device is only assumed (`--gpu-memory`).
+        bfloat16: Whether it computes in bfloat16 itself.
     """
 
     device: str
@@ -32,6 +32,7 @@ class Machine:
     memory_bytes: int
     ram_bytes: int
     assumed: bool = False
+    bfloat16: bool = True
 
     @property
     def unified(self) -> bool:
@@ -43,17 +44,18 @@ class Machine:
         return dict(vars(self))
 
 
-def find_machine(gpu_memory_bytes: int | None = None) -> Machine:
-    """This machine; with `gpu_memory_bytes`, as if it had a GPU with so much."""
+def find_machine(card: Card | None = None) -> Machine:
+    """This machine; with `card`, as if it had such a GPU."""
     ram = ram_bytes()
-    if gpu_memory_bytes is not None:
-        return Machine("cuda", f"a GPU with {gpu_memory_bytes / 2**30:.3g} GiB", gpu_memory_bytes, ram, assumed=True)
+    if card is not None:
+        name = f"a {card.name or 'GPU'} with {card.memory_bytes / 2**30:.3g} GiB"
+        return Machine("cuda", name, card.memory_bytes, ram, assumed=True, bfloat16=card.bfloat16)
     where = device()
     if where in ("cuda", "xpu"):
         import torch
 
         properties = getattr(torch, where).get_device_properties(0)
-        return Machine(where, properties.name, int(properties.total_memory), ram)
+        return Machine(where, properties.name, int(properties.total_memory), ram, bfloat16=has_bfloat16())
     return Machine(where, "this machine's CPU" if where == "cpu" else where, ram, ram)
 
 
@@ -79,18 +81,3 @@ def folder_beside(output: str) -> Path:
     """The folder that a run's is or will be in, or the nearest one above it that is there."""
     path = Path(output).expanduser().absolute()
     return next(one for one in path.parents if one.is_dir())
-
-
-def parse_memory(text: str) -> int:
-    """A GPU's memory in bytes: `12GB`, `12`, `11.5GiB`, `8192MB`. A card's GB are GiB, whatever it says on the box.
-
-    Raises:
-        UserError: If it is no size.
-    """
-    found = _SIZE.fullmatch(text.strip())
-    if found is None or float(found[1]) == 0:
-        raise UserError.of(
-            "--gpu-memory", expected="a size such as 12GB", found=repr(text), remedy="Say what the card has"
-        )
-    unit = 2**20 if (found[2] or "gb").lower().startswith("m") else 2**30
-    return round(float(found[1]) * unit)

@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from bam_lora.cards import parse_card
 from bam_lora.check import check_recipe
 from bam_lora.check_base import PlannedBase, planned_base
 from bam_lora.check_limits import limit_lines
-from bam_lora.check_machine import Machine, find_machine, parse_memory
+from bam_lora.check_machine import Machine, find_machine
 from bam_lora.check_plan import Resources, plan_resources
 from bam_lora.check_tokens import replay_findings
+from bam_lora.compute_types import emulation_note
 from bam_lora.errors import UserError
 from bam_lora.fit import Fit, fit_recipe
 from bam_lora.fit_text import fit_lines
@@ -70,7 +72,7 @@ def check_everything(
 
     Args:
         recipe: A valid recipe.
-        gpu_memory: Plan for a GPU with so much, such as "12GB"; None: for this machine.
+        gpu_memory: Plan for a GPU with so much, such as "12GB", or for an old one, "T4"; None: for this machine.
         fit: Choose settings that fit.
         measure: Take a few real steps.
         colour: Mark the trained tokens by colour, for a terminal, not by brackets.
@@ -78,7 +80,7 @@ def check_everything(
     Raises:
         UserError: If the run could not work, or nothing fits.
     """
-    machine = find_machine(None if gpu_memory is None else parse_memory(gpu_memory))
+    machine = find_machine(None if gpu_memory is None else parse_card(gpu_memory))
     if measure and machine.assumed:
         raise UserError.of(
             "--measure", expected="this machine", found="--gpu-memory", remedy="Leave one of the two out"
@@ -90,12 +92,22 @@ def check_everything(
     text = check_recipe(recipe, base.metadata, base.tokenizer, colour=colour)
     resources = plan_resources(recipe, base, machine)
     short, notes = replay_findings(recipe, base.tokenizer, resources.tokens)
-    text = "\n".join([text, *(f"{'note':12}{note}" for note in notes)])
+    emulated = _emulation(recipe, base, machine)
+    text = "\n".join([*emulated, text, *(f"{'note':12}{note}" for note in notes)])
     problems = (*short, *resources.problems())
     measured = None
     if measure and not problems:
         measured = measure_run(recipe, steps=resources.steps, tokens=resources.tokens)
     return Checked(recipe, text, resources, chosen, measured, problems)
+
+
+def _emulation(recipe: Recipe, base: PlannedBase, machine: Machine) -> list[str]:
+    """A line, before all others, where the card has not the format that is asked for."""
+    if machine.bfloat16:
+        return []
+    kind = str(base.metadata.checkpoint.config.get("model_type", recipe.base))
+    found = emulation_note(recipe.quantization.compute_dtype, kind, machine.name)
+    return [f"{'note':12}{found}"] if found else []
 
 
 def _fitted(recipe: Recipe, base: PlannedBase, machine: Machine) -> Fit:

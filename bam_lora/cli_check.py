@@ -26,7 +26,8 @@ def check(
         typer.Option("--set", metavar="KEY=VALUE", help="Override a key: --set bam.slices=4. May be repeated."),
     ] = None,
     gpu_memory: Annotated[
-        str | None, typer.Option(metavar="SIZE", help="Plan for a GPU with so much memory, such as 12GB.")
+        str | None,
+        typer.Option(metavar="SIZE", help="Plan for a GPU with so much memory: 12GB; or for an old one: T4."),
     ] = None,
     fit: Annotated[
         bool, typer.Option("--fit", help="Choose batch, accumulation, checkpointing and, if need be, length.")

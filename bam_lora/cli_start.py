@@ -36,7 +36,11 @@ Goal_ = Annotated[
 ]
 Memory_ = Annotated[
     str | None,
-    typer.Option(metavar="SIZE", help="Memory of the GPU: 12GB; 0: train on the CPU. Default: the GPU's here."),
+    typer.Option(
+        metavar="SIZE",
+        help="Memory of the GPU: 12GB; of one before RTX 30 its name: T4, 'V100 32GB'; 0: train on the CPU. "
+        "Default: the GPU here.",
+    ),
 ]
 
 

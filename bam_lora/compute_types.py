@@ -3,19 +3,34 @@
 from __future__ import annotations
 
 from bam_lora.base import device
+from bam_lora.cards import instead_of_bfloat16
 
 
-def emulation_note(compute_dtype: str) -> str | None:
-    """What to say where activations are in bfloat16 and the card before Ampere: it works, but is emulated.
+def has_bfloat16() -> bool:
+    """Whether what trains here computes in bfloat16 itself; torch and transformers say so of cards that emulate it."""
+    import torch
 
-    torch and transformers take such a card for one that has it, so nothing else would tell.
+    return device() != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def emulation_note(compute_dtype: str, base: str, card: str | None = None) -> str | None:
+    """What to say where activations are in bfloat16 and the card before Ampere.
+
+    torch emulates it there (by fp32), and transformers does not warn, so nothing else would tell. Triton refuses to
+    compile for it, so where TRL's loss is a kernel of Triton's a step may fail: still no reason to refuse all of it.
 
     Args:
         compute_dtype: Of activations.
+        base: The base's name or kind.
+        card: The name of a card without bfloat16 that is planned for; None: see what is here.
     """
-    import torch
-
-    if compute_dtype != "bfloat16" or device() != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False):
+    if compute_dtype != "bfloat16" or (card is None and has_bfloat16()):
         return None
-    name = torch.cuda.get_device_name()
-    return f"{name} only emulates bfloat16, slowly: quantization.compute_dtype: float16 in a new run is faster"
+    if card is None:
+        import torch
+
+        card = torch.cuda.get_device_name()
+    return (
+        f"{card} has no bfloat16: torch emulates it, slowly, and Triton's kernels may refuse it; better take "
+        f"quantization.compute_dtype: {instead_of_bfloat16(base)}, which is another run"
+    )

@@ -120,7 +120,7 @@ def _gpu(number: int) -> Finding:
             "gpu",
             NOTE,
             f"{title}, no bfloat16 of its own, {memory}",
-            "Set quantization.compute_dtype: float16 in the recipe",
+            "Set quantization.compute_dtype: float16 in the recipe, as `bam-lora init` does here",
         )
     if free < _LITTLE_FREE * total:
         remedy = "Close what else uses it (nvidia-smi names it), or plan with `bam-lora init --gpu-memory`"

@@ -12,7 +12,7 @@ from bam_lora import init_fit
 from bam_lora.errors import UserError
 from bam_lora.init_fragments import Base, default_base, language_data, language_folders, list_bases, recipes_folder
 from bam_lora.init_questions import ask_again, on_terminal, show, show_list
-from bam_lora.init_recipe import Choices, Draft, apply_fit, draft_recipe, recipe_name, shorten
+from bam_lora.init_recipe import Choices, Draft, apply_fit, draft_recipe, recipe_name, shorten, suit_compute_type
 from bam_lora.init_text import amounts, notes, render_recipe
 from bam_lora.store import write_text
 
@@ -25,7 +25,7 @@ class Flags:
         language: Name or code.
         base: Name of a fragment, Hub id, folder or run.
         goal: Name of a fragment.
-        gpu_memory: Of the card, such as `12GB`.
+        gpu_memory: Of the card, such as `12GB`; or the name of an old one, such as `T4`.
         hours: The time there is.
     """
 
@@ -63,16 +63,16 @@ def new_recipe(flags: Flags, file: Path | None = None, *, force: bool = False, a
     name = recipe_name(language, goal, language_folders(folder).get(language.config))
     place = file or Path(f"{name}.yaml")
     _require_free(place, force)
-    gpu_bytes = answers.gpu_memory(flags.gpu_memory, asking)
+    card = answers.card(flags.gpu_memory, asking)
     hours = answers.hours(flags.hours, asking)
     data = language_data(folder, language, chat=goal.chat)
     bases = list_bases(folder)
     first = answers.named_base(flags.base, bases, place) if flags.base else None
-    choices = Choices(language, goal, first or bases[0], data, gpu_bytes, hours, place, name)
+    choices = Choices(language, goal, first or bases[0], data, card, hours, place, name)
     if first is not None:
         draft = _fitted(choices)
     else:
-        draft = _suitable(choices, _preferred(bases, default_base(folder, language), gpu_bytes))
+        draft = _suitable(choices, _preferred(bases, default_base(folder, language), choices.gpu_bytes))
         if asking:
             draft = _ask_base(draft, bases)
     text = render_recipe(draft, folder / "_shared" / "datasets", _command(draft.choices))
@@ -91,7 +91,7 @@ def _require_free(place: Path, force: bool) -> None:
 def _require_flags(flags: Flags) -> None:
     """Without a terminal the language must be given, and the memory of the card where there is none to look at."""
     missing = ["--language NAME"] if flags.language is None else []
-    if flags.gpu_memory is None and init_fit.detected_memory() is None:
+    if flags.gpu_memory is None and init_fit.detected_card() is None:
         missing.append("--gpu-memory SIZE (0: train on the CPU)")
     if missing:
         raise UserError.of(
@@ -144,6 +144,8 @@ def _fitted(choices: Choices) -> Draft:
     shape, exact = found
     if exact and not base.parameters:  # how much text a number of hours is goes by it
         draft = draft_recipe(replace(choices, base=base.sized(shape.parameters)))
+    if exact:
+        suit_compute_type(draft, shape.kind)
     if exact and shape.context is not None:
         shorten(draft, shape.context)
     if gpu_bytes is not None:
@@ -169,7 +171,7 @@ def _ask_base(suggested: Draft, bases: Sequence[Base]) -> Draft:
 
 def _command(choices: Choices) -> list[str]:
     """The command that writes the same again, anywhere."""
-    memory = "0" if choices.gpu_bytes is None else init_fit.memory_text(choices.gpu_bytes)
+    memory = "0" if choices.card is None else choices.card.given
     words = ["bam-lora", "init", choices.file.name, "--language", choices.language.config, "--base", choices.base.name]
     words += ["--goal", choices.goal.name, "--gpu-memory", memory]
     return words + (["--hours", f"{choices.hours:g}"] if choices.hours is not None else [])

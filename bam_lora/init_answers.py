@@ -9,7 +9,8 @@ from collections.abc import Container, Sequence
 from pathlib import Path
 
 from bam_lora import init_fit
-from bam_lora.commented_yaml import Commented, Tree, put, scalar
+from bam_lora.cards import Card
+from bam_lora.commented_yaml import Commented, Entry, Tree, put, scalar
 from bam_lora.errors import UserError
 from bam_lora.init_fragments import Base, Goal, language_data, language_folders, list_goals
 from bam_lora.init_questions import ask_again, choose, show
@@ -20,8 +21,8 @@ _NO_LIMIT = "no limit"
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 # Of a base that no fragment describes: as those of the recipes.
 _DEFAULTS = {
-    "lora": "{r: 64, alpha: 128, target_modules: all-linear}",
-    "quantization": "{bits: 4, type: nf4, double: true, compute_dtype: bfloat16}",
+    "lora": {"r": "64", "alpha": "128", "target_modules": "all-linear"},
+    "quantization": {"bits": "4", "type": "nf4", "double": "true", "compute_dtype": "bfloat16"},
 }
 
 
@@ -75,18 +76,20 @@ def goal(given: str | None, folder: Path, learned: Language, asking: bool) -> Go
     return possible[choose("What for", [(one.name, one.file.title) for one in possible])]
 
 
-def gpu_memory(given: str | None, asking: bool) -> int | None:
-    """Memory of the card in bytes; None for the CPU."""
+def card(given: str | None, asking: bool) -> Card | None:
+    """The card that it will run on; None for the CPU."""
     if given is not None:
-        return init_fit.read_memory(given)
-    found = init_fit.detected_memory()
+        return init_fit.read_card(given)
+    found = init_fit.detected_card()
     if found is not None and not asking:
         return found[0]
     if found is not None:
         show(f"GPU here: {found[1]}")
-    default = init_fit.memory_text(found[0]) if found is not None else None
+    default = found[0].given if found is not None else None
     return ask_again(
-        "Memory of the GPU it will run on, such as 12GB (0: none, train on the CPU)", init_fit.read_memory, default
+        "Memory of the GPU it will run on, such as 12GB (one before RTX 30: its name, such as T4; 0: train on the CPU)",
+        init_fit.read_card,
+        default,
     )
 
 
@@ -180,8 +183,8 @@ def _expanded(given: str) -> Path:
 def _plain_base(title: str, path: str) -> Base:
     tree: Tree = {}
     put(tree, "base", scalar(path))
-    for key, value in _DEFAULTS.items():
-        put(tree, key, value)
+    for section, values in _DEFAULTS.items():
+        tree[section] = Entry({key: Entry(value) for key, value in values.items()}, flow=True)
     put(tree, "training.learning_rate", "2.0e-4")
     put(tree, "evaluation.precision", "4bit")
     return Base(path, Commented([title], tree))

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bam_lora.cards import Card, generation_before_ampere, parse_card
 from bam_lora.errors import UserError
 from bam_lora.in_time import in_time
 
@@ -19,37 +20,31 @@ if TYPE_CHECKING:
 
 _SECONDS = 5.0
 _LAYERS = ((2.5e9, 28), (6e9, 36), (float("inf"), 34))  # of bases of about this size
-_GIB = 2**30
 
 
-def read_memory(text: str) -> int | None:
-    """A card's memory in bytes, as `bam-lora check --gpu-memory` reads it; None for 0, `none` and `cpu`.
+def read_card(text: str) -> Card | None:
+    """A card, as `bam-lora check --gpu-memory` reads it; None for 0, `none` and `cpu`.
 
     Raises:
         UserError: If it is no such thing.
     """
     if text.strip().lower() in ("0", "0gb", "none", "cpu"):
         return None
-    from bam_lora.check_machine import parse_memory
-
-    return parse_memory(text)
-
-
-def memory_text(size_bytes: int) -> str:
-    """Bytes as `read_memory` takes them: 12GB, 11.8GB."""
-    return f"{round(size_bytes / _GIB, 1):g}GB"
+    return parse_card(text)
 
 
 @functools.cache
-def detected_memory() -> tuple[int, str] | None:
-    """Memory in bytes and name of the GPU that a run would use here; None without one."""
+def detected_card() -> tuple[Card, str] | None:
+    """The GPU that a run would use here, and its name; None without one."""
     import torch
 
     from bam_lora.base import device
 
     if not device().startswith("cuda"):
         return None
-    return int(torch.cuda.mem_get_info(0)[1]), str(torch.cuda.get_device_name(0))
+    old = None if torch.version.hip else generation_before_ampere(torch.cuda.get_device_capability(0))
+    card = Card(int(torch.cuda.mem_get_info(0)[1]), old or "", bfloat16=old is None)
+    return card, str(torch.cuda.get_device_name(0))
 
 
 def base_shape(model: str, parameters: int, vocabulary: int) -> tuple[BaseShape, bool] | None:

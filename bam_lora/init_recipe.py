@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bam_lora.cards import Card, instead_of_bfloat16
 from bam_lora.commented_yaml import Commented, Tree, look_up, merge_trees, put, write_tree
 from bam_lora.init_budget import (
     Budget,
@@ -39,7 +40,7 @@ class Choices:
         goal: What for.
         base: The base's fragment; for a base that has none, one made of defaults.
         language_data: The language's own fragment; None: FineWeb-2 as it is.
-        gpu_bytes: Memory of the card; None: a CPU.
+        card: What it runs on; None: a CPU.
         hours: The time there is; None: no limit.
         file: Where the recipe goes.
         name: Of the run.
@@ -49,10 +50,15 @@ class Choices:
     goal: Goal
     base: Base
     language_data: Commented | None
-    gpu_bytes: int | None
+    card: Card | None
     hours: float | None
     file: Path
     name: str
+
+    @property
+    def gpu_bytes(self) -> int | None:
+        """Memory of the card; None: a CPU."""
+        return None if self.card is None else self.card.memory_bytes
 
 
 @dataclass
@@ -100,6 +106,7 @@ def draft_recipe(choices: Choices) -> Draft:
         if look_up(tree, key) is None:
             put(tree, key, value)
     draft = Draft(tree, choices)
+    suit_compute_type(draft, choices.base.model)
     if not choices.goal.chat:
         _set_budget(draft)
     if choices.hours is not None:
@@ -120,6 +127,13 @@ def plain_data(language: Language) -> Commented:
     put(tree, "evaluation.target", f"- {{{source}, {held}{name}}}")
     put(tree, "evaluation.samples", '- "The capital of France is"', "add beginnings in the language that is learned")
     return Commented([f"{language.plain_name} text"], tree)
+
+
+def suit_compute_type(draft: Draft, base: str) -> None:
+    """Sets what a card without bfloat16 computes in; `base`: the base's name, or its kind where that is known."""
+    card = draft.choices.card
+    if card is not None and not card.bfloat16:
+        put(draft.tree, "quantization.compute_dtype", instead_of_bfloat16(base), "the card has no bfloat16")
 
 
 def apply_fit(draft: Draft, fit: Fit, *, exact: bool) -> None:

@@ -170,6 +170,8 @@ def _prepare(
     directory: RunDirectory, recipe: Recipe, progress: RunProgress, stop: StopRequest, front: Front, clock: StageClock
 ) -> Context:
     """Everything before the first branch: base, ledger, data, plan, evaluation sets."""
+    if emulated := emulation_note(front.training_load.compute_dtype, recipe.base):  # before a base is fetched
+        progress.say(emulated)
     progress.stage("looking at the base")
     threads = fix_threads(directory)
     ledger, original, start = _open_base(directory, recipe, progress)
@@ -204,8 +206,6 @@ def _prepare(
         plan = settle_plan(directory, recipe, tokenizer, ledger.key(0), progress, threads, front, held_out)
     note_estimate(directory, recipe, start, tokenizer, plan.tokens)
     keep_recipe(directory, recipe)
-    if emulated := emulation_note(front.training_load.compute_dtype):
-        progress.say(emulated)
     progress.plan(within(plan, recipe.limits).tokens)
     progress.say(describe(plan, recipe.limits))
     return Context(

@@ -39,6 +39,7 @@ class BaseShape:
     """What memory depends on.
 
     Attributes:
+        kind: Its `model_type`.
         linears: Layers that 4 and 8 bits quantise.
         fused: Experts held in one parameter each, which bitsandbytes leaves as they are.
         expert_unit: Numbers that an adapter of rank 1 on `all-linear` trains in experts and their routers.
@@ -60,6 +61,7 @@ class BaseShape:
         flash: Whether flash attention has a kernel for it.
     """
 
+    kind: str
     linears: tuple[Linear, ...]
     fused: tuple[Linear, ...]
     expert_unit: int
@@ -173,6 +175,7 @@ def _shape_of_model(model: Any, stored_dtype_bytes: int) -> BaseShape:
     chosen = int(getattr(config, "num_experts_per_tok", None) or 0) if fused else 0
     context = getattr(config, "max_position_embeddings", None)
     return BaseShape(
+        kind=str(config.model_type),
         linears=linears,
         fused=tuple(fused),
         expert_unit=_expert_unit(model, linears) if fused else 0,

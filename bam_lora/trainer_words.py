@@ -28,6 +28,7 @@ _WORDS = (
     (r"\bevaluation\.batch_size\b", "args.per_device_eval_batch_size"),
     (r", a smaller evaluation\.window_bytes takes a new run", ""),
     (r"\bquantization\.compute_dtype: float16\b", "args.fp16"),
+    (r"\bquantization\.compute_dtype: float32\b", "neither args.bf16 nor args.fp16"),
     (r" \(quantization\.bits\)", " (quantization_config)"),
     (r"\btraining\.checkpointing\b", "args.gradient_checkpointing"),
     (r"\btraining\.", "args."),

@@ -14,11 +14,11 @@ from test_loop import recipe
 from typer.testing import CliRunner
 
 from bam_lora import check_machine, check_plan
+from bam_lora.cards import Card
 from bam_lora.check_base import planned_base
-from bam_lora.check_machine import Machine, find_machine, parse_memory
+from bam_lora.check_machine import Machine, find_machine
 from bam_lora.check_plan import Resources, plan_resources
 from bam_lora.cli import app
-from bam_lora.errors import UserError
 from bam_lora.measure_steps import Measured, left_out, short_recipe
 from bam_lora.memory_disk import disk_estimate
 from bam_lora.recipe import dump_recipe, load_recipe, recipe_from_dict
@@ -52,7 +52,7 @@ def call(*arguments: str | Path) -> Any:
 
 
 def test_the_plan_is_readable_at_80_columns(tiny_base: Path, files: Path) -> None:
-    for machine in (find_machine(), find_machine(12 * GIB)):
+    for machine in (find_machine(), find_machine(Card(12 * GIB))):
         lines = planned(tiny_base, files, machine).lines()
         assert max(map(len, lines)) <= 80, max(lines, key=len)
         text = "\n".join(lines)
@@ -62,7 +62,7 @@ def test_the_plan_is_readable_at_80_columns(tiny_base: Path, files: Path) -> Non
 
 
 def test_the_parts_add_up(tiny_base: Path, files: Path) -> None:
-    found = planned(tiny_base, files, find_machine(12 * GIB)).to_json()
+    found = planned(tiny_base, files, find_machine(Card(12 * GIB))).to_json()
     memory, disk = found["device_memory"], found["disk"]
     assert memory["peak_bytes"] == max(sum(p["bytes"] for p in memory[k]) for k in ("training", "scoring"))
     assert disk["peak_bytes"] == sum(part["bytes"] for part in disk["peak"])
@@ -124,12 +124,15 @@ def test_disk_counts_what_is_kept(tiny_base: Path, files: Path) -> None:
     assert ties["whole weights"] == 2 * 4 * planned_base(recipe(tiny_base, files)).shape.quantised
 
 
-def test_memory_sizes_are_read_as_cards_are_sold() -> None:
-    read = [parse_memory(text) for text in ("12GB", "12", "11.5 GiB", "8192MB")]
-    assert read == [12 * GIB, 12 * GIB, 23 * GIB // 2, 8 * GIB]
-    for text in ("", "much", "0", "-3GB"):
-        with pytest.raises(UserError, match="--gpu-memory: expected a size such as 12GB"):
-            parse_memory(text)
+def test_a_card_without_bfloat16_is_told_before_all_else(recipe_file: Path) -> None:
+    told = (
+        "note        a T4 with 14.7 GiB has no bfloat16: torch emulates it, slowly, and Triton's kernels may refuse it"
+    )
+    said = call(recipe_file, "--gpu-memory", "T4").stdout.splitlines()
+    assert said[0].startswith(told)
+    assert "quantization.compute_dtype: float16" in said[0]
+    for arguments in (("T4", "--set", "quantization.compute_dtype=float16"), ("12GB",)):
+        assert "no bfloat16" not in call(recipe_file, "--gpu-memory", *arguments).stdout
 
 
 def test_a_container_may_have_less_than_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -148,7 +148,10 @@ def test_gpus(monkeypatch: pytest.MonkeyPatch):
 def test_an_old_gpu_and_a_full_one(monkeypatch: pytest.MonkeyPatch):
     Card(monkeypatch, capability=(7, 5))
     old = next(iter(doctor_device.gpus()))
-    assert (old.status, old.remedy) == (NOTE, "Set quantization.compute_dtype: float16 in the recipe")
+    assert (old.status, old.remedy) == (
+        NOTE,
+        "Set quantization.compute_dtype: float16 in the recipe, as `bam-lora init` does here",
+    )
     Card(monkeypatch, free=3e9)
     full = next(iter(doctor_device.gpus()))
     assert full.status == NOTE

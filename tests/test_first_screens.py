@@ -139,7 +139,7 @@ def test_a_base_that_the_hub_does_not_have(
     hub: PatchedHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_base: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(init_fit, "detected_memory", lambda: None)
+    monkeypatch.setattr(init_fit, "detected_card", lambda: None)
     hub.add_model("org/there", tiny_base, gated=True)
     wanted = ("init", "--language", "German", "--gpu-memory", "12GB", "--base")
     for memory in ("12GB", "0"):

@@ -17,10 +17,14 @@ from transformers.training_args import OptimizerNames
 
 from bam_lora import gpu_memory, sft_branch
 from bam_lora.base import Loading
+from bam_lora.cards import Card
 from bam_lora.check_machine import find_machine
 from bam_lora.compute_types import emulation_note
+from bam_lora.errors import UserError
 from bam_lora.gpu_memory import set_allocator, use_one_gpu
+from bam_lora.loop import run
 from bam_lora.paged_optimizer import PageState, paged_state
+from bam_lora.recipe import recipe_from_dict
 
 
 @pytest.mark.parametrize(
@@ -142,12 +146,28 @@ def test_a_card_that_emulates_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bam_lora.compute_types.device", lambda: "cuda")
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla T4")
-    note = emulation_note("bfloat16")
+    note = emulation_note("bfloat16", "org/llama")
     assert note is not None
-    assert note.startswith("Tesla T4 only emulates bfloat16")
-    assert emulation_note("float16") is None
+    assert note.startswith("Tesla T4 has no bfloat16: torch emulates it, slowly")
+    assert "quantization.compute_dtype: float16," in note
+    assert "quantization.compute_dtype: float32," in str(emulation_note("bfloat16", "google/Gemma-3-1b-pt"))
+    assert emulation_note("float16", "org/llama") is None
+    assert find_machine(Card(2**34, "T4", bfloat16=False)).bfloat16 is False
     monkeypatch.setattr("bam_lora.compute_types.device", lambda: "cpu")
-    assert emulation_note("bfloat16") is None
+    assert emulation_note("bfloat16", "org/llama") is None
+    assert str(emulation_note("bfloat16", "org/llama", "a T4")).startswith("a T4 has no bfloat16")
+
+
+def test_a_run_says_so_before_it_looks_at_the_base(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("bam_lora.compute_types.device", lambda: "cuda")
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla T4")
+    values = {"base": str(tmp_path / "none"), "output": str(tmp_path / "run"), "data": {"target": [{"path": "x.txt"}]}}
+    with pytest.raises(UserError, match="none"):
+        run(recipe_from_dict(values))
+    assert "Tesla T4 has no bfloat16" in "".join(capsys.readouterr())
 
 
 def test_an_arc_has_memory_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
