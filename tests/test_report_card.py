@@ -11,9 +11,11 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 from report_runs import record, write_run
+from test_report_html import Page
 
 from bam_lora.base_card import BASE_CARD, keep_base_card, read_base_card
-from bam_lora.report import adapter_card, collect, model_card, write_card
+from bam_lora.report import adapter_card, collect, model_card, render_html, write_card
+from bam_lora.report.data_tables import data_table
 from bam_lora.report.language_codes import hub_code
 from bam_lora.store import digest, read_record
 
@@ -58,6 +60,22 @@ def test_model_card_keeps_folders_and_markup_to_itself(tmp_path: Path) -> None:
     assert "texts.jsonl" in card
     assert "<b>" not in card
     assert card.count("\n````") == 2
+
+
+def test_the_rows_that_were_chosen_stand_beside_their_source(tmp_path: Path) -> None:
+    report = collect(write_run(tmp_path / "bam"))
+    assert "Rows chosen" not in model_card(report, report["recipe"])
+    report["data"]["sources"][0]["where"] = {"lang|<b>": ["<script>alert(1)</script>", "x\u202ey"], "stars": [4, 5]}
+    words = r"lang|<b> is '<script>alert(1)</script>' or 'x\\u202ey' and stars is 4 or 5"
+    table = data_table([report])
+    assert table.columns[:3] == ["Source", "Rows chosen", "Role"]
+    assert [row[1].text for row in table.rows] == [words, *["–"] * (len(table.rows) - 1)]
+    card = model_card(report, report["recipe"]).split("## Training data")[1].split("## Recipe")[0]
+    assert r"| lang\|&lt;b&gt; is '&lt;script&gt;alert(1)&lt;/script&gt;' or" in card
+    assert "\u202e" not in card
+    page = Page(render_html([report], None))
+    assert words in "".join(page.texts)
+    assert "script" not in [name for name, _ in page.elements]
 
 
 @pytest.mark.parametrize(("strategy", "words"), [("single", "one LoRA adapter"), ("sequential", "in turn")])

@@ -7,10 +7,12 @@ from typing import Any
 
 from bam_lora.report import format as fmt
 from bam_lora.report.tables import Cell, Report, Table
+from bam_lora.row_filter import Where
 
 
 def data_table(reports: Sequence[Report]) -> Table:
-    """One row a source of training text."""
+    """One row a source of training text; which of its rows were chosen (`where`) only if some source says."""
+    chosen = any(source.get("where") for report in reports for source in (report["data"] or {}).get("sources", []))
     rows = []
     for report in reports:
         for source in (report["data"] or {}).get("sources", []):
@@ -18,10 +20,25 @@ def data_table(reports: Sequence[Report]) -> Table:
             shown = [fmt.size(v) if i == 3 else fmt.count(v) for i, v in enumerate(numbers)]
             cells = [Cell(text, value, number=True) for text, value in zip(shown, numbers, strict=True)]
             names = [Cell(str(source.get(key) or fmt.MISSING)) for key in ("path", "role")]
+            names[1:1] = [Cell(_chosen(source))] if chosen else []
             rows.append([*_run(report, reports), *names, *cells, Cell(_reasons(source.get("dropped") or {}))])
-    columns = ["Source", "Role", "Documents", "Tokens", "Tokens used", "Text", "Rows left out"]
+    columns = [
+        "Source",
+        *(["Rows chosen"] if chosen else []),
+        "Role",
+        "Documents",
+        "Tokens",
+        "Tokens used",
+        "Text",
+        "Rows left out",
+    ]
     note = " ".join([*_totals(reports), *_contamination(reports)])
     return Table("Training data", [*_run_column(reports), *columns], rows, note)
+
+
+def _chosen(source: Mapping[str, Any]) -> str:
+    where = Where.of(source.get("where"))
+    return fmt.MISSING if where is None else where.describe()
 
 
 def _totals(reports: Sequence[Report]) -> list[str]:
