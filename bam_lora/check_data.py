@@ -12,7 +12,7 @@ from bam_lora import tokenizer_report
 from bam_lora.contamination import HeldOutSet
 from bam_lora.language_samples import compare_languages, first_rows
 from bam_lora.recipe import Recipe
-from bam_lora.scoring import read_set
+from bam_lora.scoring import SetSource, read_set
 from bam_lora.scoring_sets import set_sources
 from bam_lora.screening import filter_rules, findings, screening_of
 from bam_lora.sieve import Sieve, describe_dropped
@@ -31,13 +31,24 @@ def data_lines(recipe: Recipe, tokenizer: Any) -> list[str]:
     Raises:
         UserError: If a source cannot be read, or holds evaluation text where that is to be an error.
     """
-    held_out = [
-        HeldOutSet(part.name, part.role, part.documents, kind)
-        for kind, sets in (("evaluation", recipe.evaluation), ("selection", recipe.selection))
-        for part in map(read_set, set_sources(sets))
-    ]
-    return _screen(recipe, held_out) + [
+    held_out, lines = [], []
+    for kind, sets in (("evaluation", recipe.evaluation), ("selection", recipe.selection)):
+        for source in set_sources(sets):
+            part = read_set(source, sample=True)
+            held_out.append(HeldOutSet(part.name, part.role, part.documents, kind))
+            lines += _short_line(kind, source, len(part.documents))
+    return [*lines, *_screen(recipe, held_out)] + [
         f"tokenizer   {line}" for line in tokenizer_report.describe(compare_languages(recipe, tokenizer, held_out))
+    ]
+
+
+def _short_line(kind: str, source: SetSource, found: int) -> list[str]:
+    """Says so where `where` chooses so few rows that a run would read on for the rest of a set."""
+    if source.where.where is None or source.documents is None or found >= source.documents:
+        return []
+    return [
+        f"note        {kind} set {source.name}: of {source.documents:,} documents {found:,} were found soon, where "
+        f"{source.where.where.describe()}; a run reads on for the others, to the end if need be"
     ]
 
 

@@ -21,7 +21,7 @@ from bam_lora.recipe import EvaluationSource, Recipe, Source
 from bam_lora.recipe_chat import trains_chat
 from bam_lora.row_filter import RowFilter
 from bam_lora.slice_groups import ColumnValues
-from bam_lora.sources import MOST_ROWS, OpenSource, TextSource, open_source, read_rows, read_texts, text_source
+from bam_lora.sources import OpenSource, TextSource, open_source, read_rows, read_texts, text_source
 from bam_lora.terminal_text import escaped
 
 _SAMPLE_ROWS = 50
@@ -78,7 +78,10 @@ def _sample(source: Source | EvaluationSource, tokenizer: Any, limit: int, colum
     where, sample = text_source(source), _Sample(source)
     with tempfile.TemporaryDirectory() as cache:
         opened = open_source(where, streaming=True, cache=Path(cache))
-        opened.take(_LOOKED_AT if where.where is None else MOST_ROWS)
+        if where.where is None:
+            opened.take(_LOOKED_AT)
+        else:
+            opened.sample()
         values = ColumnValues(where, column) if column is not None else None
 
         def note(number: int, row: Mapping[str, Any]) -> None:

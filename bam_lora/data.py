@@ -197,6 +197,7 @@ def _tokenise_into(
     # Shuffled it is always streamed: the order must be the same with a limit and, in an extension, without.
     streaming, cache = source.tokens is not None or source.shuffle is not None, folder / "cache"
     opened = open_source(source.where, streaming=streaming, cache=cache, shuffle=source.shuffle, commit=source.commit)
+    opened.say = say
     screen = sieve.source(source.where.path, source.filters)
     column = ColumnValues(source.where, source.group_column) if source.group_column else None
     lengths: list[int] = []

@@ -30,6 +30,8 @@ class Front:
 
     prepare_part: PreparePart | None = None
     """Makes the data where that is not read from the recipe's sources."""
+    say: Callable[[str], None] | None = None
+    """Receives lines about what takes long."""
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
@@ -47,7 +49,7 @@ class Front:
 
     def read_set(self, source: SetSource) -> EvaluationSet:
         """The documents of an evaluation or selection set."""
-        return read_set(source)
+        return read_set(source, say=self.say)
 
     def epoch_steps(self, part: SlicePlan) -> int:
         """Optimizer steps of one pass over a slice."""

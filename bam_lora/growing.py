@@ -48,7 +48,7 @@ def grow(
         progress.stage("learning new tokens from the target text")
         growth = Growth(wanted.tokens, wanted.sample_bytes, wanted.pad_to_multiple_of)
         sources = [(text_source(source), filter_rules(recipe, source)) for source in recipe.data.target]
-        ledger.base["vocabulary"] = learn_vocabulary(original.folder, sources, growth, directory.root)
+        ledger.base["vocabulary"] = learn_vocabulary(original.folder, sources, growth, directory.root, progress.say)
         progress.say(_learned_line(read_json(directory.root / VOCABULARY / TOKENS)))
     progress.stage("the base with the new tokens")
     grown = grown_files(original, ledger.base, directory.root, directory.folded(0))

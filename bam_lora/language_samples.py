@@ -13,7 +13,7 @@ from bam_lora.chat import message_column
 from bam_lora.chat_rows import read_row
 from bam_lora.contamination import HeldOutSet
 from bam_lora.recipe import Recipe
-from bam_lora.sources import MOST_ROWS, OpenSource, TextSource, open_source, read_rows, read_texts, text_source
+from bam_lora.sources import OpenSource, TextSource, open_source, read_rows, read_texts, text_source
 
 _DOCUMENTS = 2000
 
@@ -64,7 +64,7 @@ def first_rows(where: TextSource, characters: int) -> list[tuple[int, str]]:
     with tempfile.TemporaryDirectory() as cache:
         opened = open_source(where, streaming=True, cache=Path(cache))
         if where.where is not None:
-            opened.take(MOST_ROWS)
+            opened.sample()
         texts = _said(where, opened) if where.mode == "chat" else read_texts(where, opened)
         return list(itertools.islice(until_full(texts), _DOCUMENTS))
 

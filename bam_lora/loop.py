@@ -173,7 +173,7 @@ def _prepare(
     if emulated := emulation_note(front.training_load.compute_dtype, recipe.base):  # before a base is fetched
         progress.say(emulated)
     progress.stage("looking at the base")
-    threads = fix_threads(directory)
+    threads, front.say = fix_threads(directory), progress.say
     ledger, original, start = _open_base(directory, recipe, progress)
     loads = front.training_load, front.scoring_load
     front.training_load, front.scoring_load, changed = settle_attention(directory, *loads, start)

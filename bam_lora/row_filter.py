@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +16,8 @@ Value = str | int | float | bool
 _KEPT_VALUES = 50  # of a column, to name in an error
 _SHOWN_VALUES = 8
 _VALUE_CHARACTERS = 40
+_QUIET_ROWS, _QUIET_SECONDS = 100_000, 60.0  # read without a word
+_FEW = 0.01  # of the rows: worth a word
 
 
 @dataclass(frozen=True)
@@ -43,17 +46,22 @@ class Where:
 
 @dataclass
 class RowFilter:
-    """Chooses rows as they are read, and counts.
+    """Chooses rows as they are read, and counts; where they are few, it says so from time to time.
 
     Attributes:
         path: Of the source, for errors.
         where: The conditions.
+        say: Receives a line after 100,000 rows or a minute, and after twice as much each time, as long as fewer than
+            one in a hundred was chosen; None: nobody is told.
+        patience_seconds: How long is read at the most where only a sample is wanted; None: to the end.
         read: Rows looked at so far.
         chosen: Of them, those in which all conditions hold.
     """
 
     path: str
     where: Where
+    say: Callable[[str], None] | None = None
+    patience_seconds: float | None = None
     read: int = 0
     chosen: int = 0
     _wanted: list[tuple[str, set[tuple[bool, Value]]]] = field(init=False)
@@ -65,6 +73,8 @@ class RowFilter:
         self._wanted = [(column, {_exact(value) for value in wanted}) for column, wanted in conditions]
         self._seen = {column: {} for column, _ in conditions}
         self._others = {column: {} for column, _ in conditions}
+        self._started = time.monotonic()
+        self._next_rows, self._next_time = _QUIET_ROWS, self._started + _QUIET_SECONDS
 
     @property
     def left_out(self) -> int:
@@ -90,7 +100,25 @@ class RowFilter:
                 if len(self._others[column]) < _KEPT_VALUES:
                     self._others[column][_show(value)] = None
         self.chosen += taken
+        if self.say is not None:
+            self._tell(self.say)
         return taken
+
+    @property
+    def tired(self) -> bool:
+        """Whether a sample has been looked for long enough."""
+        return self.patience_seconds is not None and time.monotonic() > self._started + self.patience_seconds
+
+    def _tell(self, say: Callable[[str], None]) -> None:
+        now = time.monotonic()
+        if self.read < self._next_rows and now < self._next_time:
+            return
+        self._next_rows, self._next_time = 2 * self.read, now + max(_QUIET_SECONDS, now - self._started)
+        if self.chosen < _FEW * self.read:
+            say(
+                f"  {self.path}: {self.read:,} rows read, {self.chosen:,} of them where {self.where.describe()}; "
+                "reading on (Ctrl-C stops)"
+            )
 
     def unseen(self) -> list[tuple[str, Value]]:
         """Columns and values asked for that no row had so far."""
@@ -108,11 +136,12 @@ class RowFilter:
             for column, value in self.unseen()
         ]
 
-    def require_found(self, *, all_values: bool) -> None:
+    def require_found(self, *, all_values: bool, cut: bool = False) -> None:
         """Checks, when the source has been read, that the conditions chose something.
 
         Args:
             all_values: Each value must have been seen, as there are no further rows.
+            cut: There are further rows, which are not looked at.
 
         Raises:
             UserError: If no row was chosen, or a value was not seen that should have been.
@@ -124,16 +153,19 @@ class RowFilter:
             raise UserError.of(
                 self.path,
                 expected=f"rows where {self.where.describe()}",
-                found=f"none of the {self.read:,} rows that has all of it at once",
+                found=f"none of the {self._read_so_far(cut)} that has all of it at once",
                 remedy="Change this source's `where:`",
             )
         column, value = unseen[0]
         raise UserError.of(
             self.path,
             expected=f"rows where {escaped(column)} is {_show(value)}",
-            found=f"none in {self.read:,} rows; {self.values(column)}",
+            found=f"none in {'the ' if cut else ''}{self._read_so_far(cut)}; {self.values(column)}",
             remedy=f"Change this source's `where:`{self._hint(column, value)}",
         )
+
+    def _read_so_far(self, cut: bool) -> str:
+        return f"first {self.read:,} rows (no more are looked at here)" if cut else f"{self.read:,} rows"
 
     def values(self, column: str) -> str:
         """The values that were seen in a column, in words."""

@@ -62,8 +62,13 @@ class FoundBase:
     evaluation: Windowed | None
 
 
-def read_set(source: SetSource) -> EvaluationSet:
+def read_set(source: SetSource, *, say: Callable[[str], None] | None = None, sample: bool = False) -> EvaluationSet:
     """Reads the documents of a set.
+
+    Args:
+        source: The set.
+        say: Receives a line now and then where its `where` chooses few rows.
+        sample: Of rows that are chosen take those found soon, be they fewer than the set is to have.
 
     Raises:
         UserError: If it cannot be read or holds no text.
@@ -71,6 +76,9 @@ def read_set(source: SetSource) -> EvaluationSet:
     documents = []
     with tempfile.TemporaryDirectory() as cache:
         opened = open_source(source.where, streaming=True, cache=Path(cache))
+        opened.say = say
+        if sample and source.where.where is not None:
+            opened.sample()
         if source.where.mode == "chat":
             rows = read_rows(source.where, opened)
             return read_chat_set(source.name, source.role, source.where, rows, source.documents)

@@ -54,8 +54,7 @@ def text_source(source: Source | EvaluationSource) -> TextSource:
     )
 
 
-MOST_ROWS = 100_000
-"""Rows that are looked through at the most where only a sample is wanted and `where` may choose few."""
+_MOST_ROWS, _MOST_SECONDS = 100_000, 60.0  # looked through where only a sample is wanted and `where` may choose few
 
 
 @dataclass
@@ -66,7 +65,9 @@ class OpenSource:
     facts: dict[str, Any] = field(default_factory=dict)
     empty_rows: int = 0  # rows without text, of those read so far
     filter: RowFilter | None = None  # what its `where` made of those read so far
-    partial: bool = False  # whether there may be more rows than will be given
+    most_rows: int | None = None  # of which only so many, or fewer, are given
+    say: Callable[[str], None] | None = None  # receives a line now and then where its `where` chooses few
+    patience_seconds: float | None = None  # how long rows that its `where` chooses are looked for
 
     @property
     def left_out(self) -> int:
@@ -77,7 +78,12 @@ class OpenSource:
         """Gives the first rows only."""
         if hasattr(self.rows, "take"):
             self.rows = first_rows(self.rows, rows)
-            self.partial = True
+            self.most_rows = rows
+
+    def sample(self) -> None:
+        """Looks for rows that its `where` chooses among the first 100,000 only, and for a minute."""
+        self.take(_MOST_ROWS)
+        self.patience_seconds = _MOST_SECONDS
 
 
 @dataclass(frozen=True)
@@ -198,7 +204,7 @@ def read_rows(
         UserError: If the data cannot be read, or `where` names a column or a value that is not there.
     """
     if source.where is not None and opened.filter is None:
-        opened.filter = RowFilter(source.path, source.where)
+        opened.filter = RowFilter(source.path, source.where, opened.say, opened.patience_seconds)
     if hasattr(opened.rows, "__len__") and len(opened.rows) <= skip_rows:
         return
     rows = opened.rows.skip(skip_rows) if skip_rows else opened.rows
@@ -208,11 +214,15 @@ def read_rows(
             number, row = next(iterator)
         except StopIteration:
             if opened.filter is not None and not skip_rows:  # what is read on may hold none of it
-                opened.filter.require_found(all_values=not opened.partial)
+                cut = opened.most_rows is not None and opened.filter.read >= opened.most_rows
+                opened.filter.require_found(all_values=opened.most_rows is None, cut=cut)
             return
         except Exception as error:
             raise _unreadable(source, error) from error
         if opened.filter is not None and not opened.filter.takes(row):
+            if opened.filter.tired:
+                opened.filter.require_found(all_values=False, cut=True)
+                return
             continue
         if note is not None:
             note(number, row)

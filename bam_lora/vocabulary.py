@@ -7,7 +7,7 @@ and of the grown weights, so it can be made again at any time and is the same.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,7 +60,11 @@ def require_fresh_base(base: str, tokens: int | None, *, chained: bool) -> None:
 
 
 def learn_vocabulary(
-    base: Path, sources: Sequence[tuple[TextSource, FilterRules]], growth: Growth, root: Path
+    base: Path,
+    sources: Sequence[tuple[TextSource, FilterRules]],
+    growth: Growth,
+    root: Path,
+    say: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
     """Learns new tokens and writes `root/vocabulary/`: the grown tokenizer and `vocabulary.json`.
 
@@ -69,6 +73,7 @@ def learn_vocabulary(
         sources: Target text, and which of it is left out.
         growth: How many tokens from how much text.
         root: The run's folder.
+        say: Receives a line now and then where a source's `where` chooses few rows.
 
     Returns:
         What the ledger keeps of it: {"path", "files": {name: {"bytes", "sha256"}}}.
@@ -78,7 +83,7 @@ def learn_vocabulary(
     """
     before = open_backend(base)
     require_bpe(before, str(base))
-    texts = list(_sample(sources, growth.sample_bytes))
+    texts = list(_sample(sources, growth.sample_bytes, say))
     learned = learn_tokens(before, count_words(before, texts), growth.tokens)
     if not learned:
         raise UserError.of(
@@ -109,12 +114,15 @@ def _stated(record: Mapping[str, Any]) -> dict[str, Any]:
     return {"bytes": record["bytes"], "sha256": record["sha256"]}
 
 
-def _sample(sources: Sequence[tuple[TextSource, FilterRules]], sample_bytes: int) -> Iterator[str]:
+def _sample(
+    sources: Sequence[tuple[TextSource, FilterRules]], sample_bytes: int, say: Callable[[str], None] | None
+) -> Iterator[str]:
     """The first documents of each source, up to its share of the bytes; the last one is not cut."""
     for source, rules in sources:
         left = sample_bytes // len(sources)
         with tempfile.TemporaryDirectory() as cache:
             opened = open_source(source, streaming=True, cache=Path(cache))
+            opened.say = say
             for _, text in read_texts(source, opened):
                 if broken_rule(text, rules) is not None:
                     continue

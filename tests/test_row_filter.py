@@ -11,6 +11,7 @@ import pytest
 from conftest import ENGLISH, GERMAN
 from hub_fixtures import PatchedHub
 
+from bam_lora.check_data import data_lines
 from bam_lora.check_rows import source_lines
 from bam_lora.data import Layout, TrainingSource, prepare
 from bam_lora.errors import UserError
@@ -234,6 +235,71 @@ def test_check_says_how_many_rows_pass(file: Path, story_tokenizer: Any) -> None
         source_lines(recipe(file, where={"stars": 9}), story_tokenizer)
     scored = {"evaluation": {"target": [{"path": str(file), "where": {"language": "de"}, "documents": 5}]}}
     assert "learning" in "\n".join(source_lines(recipe(file, scored), story_tokenizer))
+
+
+class Clock:
+    """Seconds that pass as rows are read."""
+
+    def __init__(self, seconds_per_look: float) -> None:
+        self.now, self.step = 0.0, seconds_per_look
+
+    def monotonic(self) -> float:
+        self.now += self.step
+        return self.now
+
+
+def lines_of(rows: int, chosen: int, monkeypatch: pytest.MonkeyPatch, seconds: float = 0.0) -> list[str]:
+    """What is said while so many rows are read, of which every `chosen`-th is one."""
+    said: list[str] = []
+    monkeypatch.setattr("bam_lora.row_filter.time", Clock(seconds))
+    monkeypatch.setattr("bam_lora.row_filter._QUIET_ROWS", 1000)
+    row_filter = RowFilter("big", Where((("n", (1,)),)), said.append)
+    for number in range(rows):
+        row_filter.takes({"n": int((number + 1) % chosen == 0)})
+    return said
+
+
+def test_a_stream_with_few_such_rows_is_told_of_and_ever_more_seldom(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = lines_of(9000, 500, monkeypatch)
+    assert [line.split(" of them")[0] for line in said] == [
+        f"  big: {rows:,} rows read, {rows // 500:,}" for rows in (1000, 2000, 4000, 8000)
+    ]
+    assert all("where n is 1; reading on" in line for line in said)
+    assert lines_of(9000, 50, monkeypatch) == []  # enough of them: the progress of what is made of them tells
+    slow = lines_of(200, 10_000, monkeypatch, seconds=1.0)  # a row a second
+    assert [line.split(" rows")[0] for line in slow] == ["  big: 60", "  big: 120"]
+
+
+def test_a_run_says_what_it_reads_through(
+    file: Path, tmp_path: Path, story_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bam_lora.row_filter._QUIET_ROWS", 10)
+    monkeypatch.setattr("bam_lora.row_filter._FEW", 0.5)
+    said: list[str] = []
+    prepared(source(file, language="de"), tmp_path, story_tokenizer, said, None)
+    lines = [line for line in said if "reading on" in line]
+    assert [line.split(": ")[1].split(" rows")[0] for line in lines] == ["10", "20"]
+    told: list[str] = []
+    read_set(SetSource("german", "target", source(file, language="de"), 20), say=told.append)
+    assert told == lines
+
+
+@pytest.mark.parametrize("limit", ["rows", "time"])
+def test_check_looks_no_further_than_a_sample(
+    file: Path, story_tokenizer: Any, monkeypatch: pytest.MonkeyPatch, limit: str
+) -> None:
+    """Of rows that come late nothing is found, and that is said with what was; of an evaluation set only the first."""
+    monkeypatch.setattr("bam_lora.sources._MOST_ROWS", 8 if limit == "rows" else 100_000)
+    monkeypatch.setattr("bam_lora.sources._MOST_SECONDS", 60.0 if limit == "rows" else 8.0)
+    monkeypatch.setattr("bam_lora.row_filter.time", Clock(0.0 if limit == "rows" else 1.0))
+    late = recipe(file, where={"stars": 3, "language": "de", "checked": True})  # no row has all three
+    words = r"where .*, found none of the first [89] rows \(no more are looked at here\) that has all of it at once"
+    with pytest.raises(UserError, match=words):
+        source_lines(late, story_tokenizer)
+    wanted = {"path": str(file), "where": {"language": "de"}, "documents": 9, "set": "held"}
+    scored = recipe(file, {"evaluation": {"target": [wanted]}}, where={"language": "en"})
+    [line] = [line for line in data_lines(scored, story_tokenizer) if line.startswith("note        evaluation")]
+    assert re.search(r"set held: of 9 documents [1-5] were found soon, where language is 'de'; a run reads on", line)
 
 
 def test_conversations_are_chosen_too(tmp_path: Path, story_tokenizer: Any) -> None:
