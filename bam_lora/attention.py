@@ -21,6 +21,7 @@ BY_DOCUMENT = frozenset({FLASH, PACKED})
 """Kinds of attention that make no mask of packed rows."""
 _FLASH_CAPABILITY = 8  # Ampere
 FLASH_HEAD_DIM = 256
+PACKED_HEAD_DIM = 192  # on all cards but the largest chips
 # Whose attention is nothing but what `packed` computes; each of them is compared with `sdpa` in the tests.
 PACKED_MODELS = frozenset(
     {
@@ -102,6 +103,28 @@ def choose_attention(
     if FLASH in allowed and _flash_fits(folder, compute_dtype, device):
         return FLASH
     return PACKED if PACKED in allowed and _packed_fits(folder, compute_dtype, device) else None
+
+
+def assumed_attention(wanted: str | None, compute_dtype: str, *, newer: bool, packed: bool, flash: bool) -> str | None:
+    """What `choose_attention` would choose on a CUDA GPU that is not here, without flash-attn.
+
+    Args:
+        wanted: As there.
+        compute_dtype: Of activations.
+        newer: Whether the card is from Ampere on.
+        packed: Whether `packed` has a kernel for the base (`packs`).
+        flash: Whether flash attention has one.
+    """
+    if wanted == FLASH and not (flash and newer):
+        return None
+    if wanted != AUTO:
+        return wanted
+    return PACKED if newer and packed and compute_dtype != "float32" else None
+
+
+def packs(config: Any) -> bool:
+    """Whether `packed` knows a model and torch's kernel takes its heads on any card from Ampere on."""
+    return _packed_knows(config) and _head_dim(config) <= PACKED_HEAD_DIM and _head_dim(config) % 8 == 0
 
 
 def _flash_fits(folder: Path, compute_dtype: str, device: str) -> bool:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from bam_lora.attention import AUTO, FLASH, choose_attention
+from bam_lora.attention import PACKED, assumed_attention, choose_attention
 from bam_lora.check_base import PlannedBase
 from bam_lora.check_machine import Machine, free_disk
 from bam_lora.check_tokens import training_tokens
@@ -99,7 +98,7 @@ def plan_resources(recipe: Recipe, base: PlannedBase, machine: Machine, tokens: 
         machine: Where it would run.
         tokens: Training tokens, if they are known; None: as the recipe's limits and files say.
     """
-    attention = _attention(recipe, base.folder, machine, base.shape.flash)
+    attention = _attention(recipe, base, machine)
     model = estimate(recipe, base.shape, attention=attention, device=machine.device)
     tokens = training_tokens(recipe, base.tokenizer) if tokens is None else tokens
     steps = None if tokens is None else recipe.slices * steps_of_branch(recipe, tokens)
@@ -119,12 +118,11 @@ def plan_resources(recipe: Recipe, base: PlannedBase, machine: Machine, tokens: 
     return Resources(machine, attention, model, host, disk, free_disk(recipe.output), tokens, steps, flops)
 
 
-def _attention(recipe: Recipe, folder: Path, machine: Machine, flash: bool) -> str | None:
-    wanted = recipe.quantization.attention
+def _attention(recipe: Recipe, base: PlannedBase, machine: Machine) -> str | None:
+    wanted, computed, shape = recipe.quantization.attention, recipe.quantization.compute_dtype, base.shape
     if machine.assumed and machine.device != "cpu":
-        # Neither the kind of GPU nor what is installed there is known: sdpa takes most.
-        return None if wanted == AUTO or (wanted == FLASH and not flash) else wanted
-    return choose_attention(wanted, folder, recipe.quantization.compute_dtype, machine.device)
+        return assumed_attention(wanted, computed, newer=machine.bfloat16, packed=shape.packed, flash=shape.flash)
+    return choose_attention(wanted, base.folder, computed, machine.device)
 
 
 def training_flops(recipe: Recipe, parameters: int, tokens: int) -> float:
@@ -151,6 +149,8 @@ def _memory_table(plan: Resources) -> list[str]:
     for name in sorted(parts, key=lambda name: -_sum(parts[name])):  # the smaller one in a line
         lines.append(_title(f"{name}: {_gib(_sum(parts[name]))}"))
         lines += _rows(parts[name]) if len(lines) == 2 else []
+    if machine.assumed and machine.bfloat16 and plan.attention == PACKED:
+        lines.append(_line("note", "assumes a GPU from Ampere (RTX 30) on; an older one: --gpu-memory T4"))
     if tight and model.peak_bytes <= machine.memory_bytes:
         lines.append(_line("note", f"less than {MARGIN:.0%} of the GPU's memory would be free; --fit leaves so much"))
     return lines

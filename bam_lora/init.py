@@ -135,8 +135,8 @@ def _suitable(choices: Choices, bases: Sequence[Base]) -> Draft:
 
 def _fitted(choices: Choices) -> Draft:
     """A recipe with settings that fit the card, and a base's context and size, as far as they can be known."""
-    draft, base, gpu_bytes = draft_recipe(choices), choices.base, choices.gpu_bytes
-    if gpu_bytes is None and base.parameters:
+    draft, base, card = draft_recipe(choices), choices.base, choices.card
+    if card is None and base.parameters:
         return draft
     found = init_fit.base_shape(draft.recipe().base, base.parameters, base.vocabulary)
     if found is None:
@@ -148,8 +148,8 @@ def _fitted(choices: Choices) -> Draft:
         suit_compute_type(draft, shape.kind)
     if exact and shape.context is not None:
         shorten(draft, shape.context)
-    if gpu_bytes is not None:
-        apply_fit(draft, init_fit.fit(draft.recipe(), shape, gpu_bytes), exact=exact)
+    if card is not None:
+        apply_fit(draft, init_fit.fit(draft.recipe(), shape, card), exact=exact)
     return draft
 
 

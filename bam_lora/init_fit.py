@@ -66,15 +66,20 @@ def base_shape(model: str, parameters: int, vocabulary: int) -> tuple[BaseShape,
     return shape_of_config(_usual_config(parameters, vocabulary or 128_000), model), False
 
 
-def fit(recipe: Recipe, shape: BaseShape, gpu_bytes: int) -> Fit:
+def fit(recipe: Recipe, shape: BaseShape, card: Card) -> Fit:
     """Settings that fit a card.
 
     Raises:
         UserError: If none do.
     """
+    from bam_lora.attention import assumed_attention
     from bam_lora.fit import fit_recipe
 
-    return fit_recipe(recipe, shape, gpu_bytes)
+    chosen = recipe.quantization
+    attention = assumed_attention(
+        chosen.attention, chosen.compute_dtype, newer=card.bfloat16, packed=shape.packed, flash=shape.flash
+    )
+    return fit_recipe(recipe, shape, card.memory_bytes, attention=attention)
 
 
 def _config_in_folder(model: str) -> dict[str, Any] | None:

@@ -127,16 +127,14 @@ def _hardware(draft: Draft) -> str:
     gpu_bytes = draft.choices.gpu_bytes
     if gpu_bytes is None:
         return "no GPU: a CPU is enough for the smallest bases and little text."
-    card = f"one {_kind(draft)}GPU with {gpu_bytes / 2**30:.0f} GB"
+    named = draft.choices.card.name if draft.choices.card is not None else ""
+    size = f"with {gpu_bytes / 2**30:.0f} GB"
+    card = f"one {named} GPU {size}" if named else f"one GPU {size}"
     if draft.fit is None:
         return f"{card}; whether that is enough, `bam-lora check` says: the size of the base is not known here."
+    card = card if named else f"one GPU (NVIDIA: RTX 30 or newer) {size}"
     by = "estimate" if draft.exact else "estimate by the base's size alone"
     return f"{card}, of which {draft.fit.estimate.peak_bytes / 2**30:.1f} are used at the peak ({by})."
-
-
-def _kind(draft: Draft) -> str:
-    card = draft.choices.card
-    return f"{card.name} " if card is not None and card.name else ""
 
 
 def amounts(draft: Draft, recipe: Recipe) -> list[tuple[str, str]]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bam_lora.attention import FLASH_HEAD_DIM, require_attention
+from bam_lora.attention import FLASH_HEAD_DIM, packs, require_attention
 from bam_lora.errors import UserError, first_line
 
 _BYTES = {"float32": 4, "float64": 8, "float8_e4m3fn": 1}
@@ -59,6 +59,7 @@ class BaseShape:
         context: Tokens in its context, or None.
         stored_dtype_bytes: Bytes of a number in its files.
         flash: Whether flash attention has a kernel for it.
+        packed: Whether `packed` has.
     """
 
     kind: str
@@ -81,6 +82,7 @@ class BaseShape:
     context: int | None
     stored_dtype_bytes: int
     flash: bool
+    packed: bool
 
     @property
     def quantised(self) -> int:
@@ -195,6 +197,7 @@ def _shape_of_model(model: Any, stored_dtype_bytes: int) -> BaseShape:
         context=int(context) if context else None,
         stored_dtype_bytes=stored_dtype_bytes,
         flash=bool(getattr(type(model), "_supports_flash_attn", False)) and head_dim <= FLASH_HEAD_DIM,
+        packed=packs(model.config),
     )
 
 

@@ -20,9 +20,9 @@ from typing import Any
 import torch
 from torch.nn.functional import pad, scaled_dot_product_attention
 
-from bam_lora.attention import PACKED
+from bam_lora.attention import PACKED, PACKED_HEAD_DIM
 
-_WIDEST, _WIDEST_FLASH = 192, 256  # of a head; wider than the first needs the large chips' shared memory
+_WIDEST = 256  # of a head; wider than PACKED_HEAD_DIM needs the large chips' shared memory
 _LARGE_CHIPS = {(8, 0), (9, 0)}
 _FEW_TOKENS = 512  # up to here a CPU is as fast with a mask, unless documents are short (docs/log.md)
 _UNKNOWN = ("softcap", "s_aux", "position_bias", "cache")  # what other models give attention beside the mask
@@ -178,7 +178,7 @@ def kernel_takes(device: torch.device, dtype: torch.dtype, head_dim: int, value_
     if device.type != "cuda" or torch.version.hip or dtype not in (torch.float16, torch.bfloat16):
         return False
     capability = torch.cuda.get_device_capability(device)
-    widest = _WIDEST_FLASH if capability in _LARGE_CHIPS else _WIDEST
+    widest = _WIDEST if capability in _LARGE_CHIPS else PACKED_HEAD_DIM
     fits = capability >= (8, 0) and head_dim == value_dim <= widest and head_dim % 8 == 0
     return fits and torch.backends.cuda.is_flash_attention_available() and _kernel() is not None
 

@@ -14,13 +14,14 @@ from test_loop import recipe
 from typer.testing import CliRunner
 
 from bam_lora import check_machine, check_plan
-from bam_lora.cards import Card
+from bam_lora.cards import Card, parse_card
 from bam_lora.check_base import planned_base
 from bam_lora.check_machine import Machine, find_machine
 from bam_lora.check_plan import Resources, plan_resources
 from bam_lora.cli import app
 from bam_lora.measure_steps import Measured, left_out, short_recipe
 from bam_lora.memory_disk import disk_estimate
+from bam_lora.memory_shape import shape_of_config
 from bam_lora.recipe import dump_recipe, load_recipe, recipe_from_dict
 
 GIB = 2**30
@@ -122,6 +123,36 @@ def test_disk_counts_what_is_kept(tiny_base: Path, files: Path) -> None:
     assert plain["peak"] - plain["end"] == 10**9
     ties = disk(bam={"slices": 3, "branches": 2, "merge": {"method": "ties"}})
     assert ties["whole weights"] == 2 * 4 * planned_base(recipe(tiny_base, files)).shape.quantised
+
+
+def test_an_absent_card_is_taken_for_one_from_ampere_on_and_that_is_said(tiny_base: Path, files: Path) -> None:
+    """`packed` where it knows the base and torch's kernel would take it, as `auto` chooses there; else sdpa."""
+
+    def found(card: Card, **quantization: Any) -> tuple[str | None, bool]:
+        plan = planned(tiny_base, files, find_machine(card), quantization=quantization)
+        said = "note        assumes a GPU from Ampere (RTX 30) on; an older one: --gpu-memory T4" in plan.lines()
+        return plan.attention, said
+
+    new, old = Card(12 * GIB), parse_card("V100")
+    assert found(new) == ("packed", True)
+    assert found(new, compute_dtype="float16") == ("packed", True)
+    assert found(new, compute_dtype="float32") == (None, False)
+    assert found(new, attention="sdpa") == ("sdpa", False)
+    assert found(new, attention="flash_attention_2") == ("flash_attention_2", False)
+    assert found(old) == found(old, attention="flash_attention_2") == (None, False)
+    less, more = (planned(tiny_base, files, find_machine(card)).model.peak_bytes for card in (new, old))
+    assert less < more
+
+
+@pytest.mark.parametrize(
+    ("config", "packed"),
+    [({}, True), ({"head_dim": 192}, True), ({"head_dim": 256}, False), ({"head_dim": 12}, False),
+     ({"attention_dropout": 0.1}, False), ({"model_type": "gpt_neox"}, False)],
+)  # fmt: skip
+def test_which_bases_packed_is_assumed_for(config: dict[str, Any], packed: bool) -> None:
+    plain = {"model_type": "llama", "hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2,
+             "intermediate_size": 96, "num_hidden_layers": 1, "vocab_size": 64}  # fmt: skip
+    assert shape_of_config({**plain, **config}, "it").packed == packed
 
 
 def test_a_card_without_bfloat16_is_told_before_all_else(recipe_file: Path) -> None:

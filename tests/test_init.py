@@ -60,7 +60,12 @@ def test_bulgarian_for_twelve_gigabytes():
     assert recipe.evaluation.source
     assert recipe.evaluation.samples
     assert "extends" not in read_yaml(text, None).value
-    for words in ("Licence: ODC-By", "Hardware: one GPU with 12 GB, of which", "Expect:", "--language bul_Cyrl"):
+    for words in (
+        "Licence: ODC-By",
+        "Hardware: one GPU (NVIDIA: RTX 30 or newer) with 12 GB, of which",
+        "Expect:",
+        "--language bul_Cyrl",
+    ):
         assert words in text
     memory = float(re.search(r"of which ([\d.]+) are used", text)[1])
     assert 4 < memory < 12
