@@ -36,6 +36,11 @@ LESS_TO_SCORE = (
     "way, a smaller evaluation.window_bytes takes a new run"
 )
 
+LESS_TO_LEARN_AGAIN = (
+    "Close what else uses the card, then give the same command again: what is scored already is kept. A finished run "
+    'keeps its settings, but with CUDA_VISIBLE_DEVICES="" before the command a CPU does it, slowly'
+)
+
 
 class OutOfMemory(UserError):
     """A step did not fit; what was finished before it is kept."""

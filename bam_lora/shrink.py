@@ -16,6 +16,7 @@ from bam_lora.checkpoint import claim_output
 from bam_lora.errors import UserError, no_run
 from bam_lora.fold_plan import Changes
 from bam_lora.fold_write import ARTEFACT
+from bam_lora.gpu_memory import LESS_TO_LEARN_AGAIN, room_for
 from bam_lora.interrupt import stop_on_signals
 from bam_lora.learned_weights import LearnedWeights
 from bam_lora.ledger_view import require_factor
@@ -167,7 +168,8 @@ def _learned(
 
     model = scorer.load(iteration.iteration - 1, training_load(recipe))
     try:
-        return learn_merge(model, adapters, weights, selection, recipe, iteration, wanted, on_step=on_step)
+        with room_for(f"learning the last merge's weights for a source weight of {label}", LESS_TO_LEARN_AGAIN):
+            return learn_merge(model, adapters, weights, selection, recipe, iteration, wanted, on_step=on_step)
     finally:
         del model
         release_memory()

@@ -68,6 +68,20 @@ def finished(tiny_base: Path, files: Path, tmp_path_factory: pytest.TempPathFact
     return root
 
 
+def test_no_memory_to_learn_anew_is_one_line_with_a_way_out(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_room(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr("bam_lora.merge_learning.learn_weights", no_room)
+    result = CliRunner().invoke(app, ["shrink", str(finished), "--source-weight", "0.7"])
+    assert result.exit_code == 1
+    [line] = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert line.startswith(
+        "error: learning the last merge's weights for a source weight of 0.7: expected enough memory"
+    )
+    assert 'with CUDA_VISIBLE_DEVICES="" before the command a CPU does it' in line
+
+
 def test_what_was_learned_is_kept_and_reported(finished: Path) -> None:
     assert not (finished / "iterations" / "01" / "branch-1" / "eval.json").exists()
     report = collect(finished)
