@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from bam_lora.base import context_length, load_tokenizer
-from bam_lora.data import tokenised
 from bam_lora.errors import UserError
 from bam_lora.loop import run
 from bam_lora.planning import is_source
@@ -23,6 +22,7 @@ from bam_lora.shrink import SCALES, shrink
 from bam_lora.slicing import quotas
 from bam_lora.sources import TextSource, text_source
 from bam_lora.store import digest, read_record, write_record
+from bam_lora.token_files import tokenised
 
 _FOLDER = "baseline"
 _MOST = 0.1  # of the target tokens, that selection text may take the place of

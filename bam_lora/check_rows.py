@@ -14,7 +14,6 @@ from bam_lora import marked_text
 from bam_lora.chat import message_column
 from bam_lora.chat_encoder import ChatEncoder, ChatSequence
 from bam_lora.columns import describe_columns
-from bam_lora.data import tokenised
 from bam_lora.errors import UserError
 from bam_lora.planning import slicing_of
 from bam_lora.recipe import EvaluationSource, Recipe, Source
@@ -23,6 +22,7 @@ from bam_lora.row_filter import RowFilter
 from bam_lora.slice_groups import ColumnValues
 from bam_lora.sources import OpenSource, TextSource, open_source, read_rows, read_texts, text_source
 from bam_lora.terminal_text import escaped
+from bam_lora.token_files import tokenised
 
 _SAMPLE_ROWS = 50
 _LOOKED_AT = 10_000  # rows at the most: of a column that is always empty the whole stream would be read

@@ -7,7 +7,6 @@ tokens go to disk as they come, only the documents' lengths are kept.
 
 from __future__ import annotations
 
-import itertools
 import shutil
 import sys
 import time
@@ -20,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bam_lora import slicing
-from bam_lora.chat import ChatReader, TokenBatch, template_digest
+from bam_lora.chat import ChatReader, template_digest
 from bam_lora.dealing import deal_sources, most_of
 from bam_lora.errors import UserError
 from bam_lora.packing import ROWS, write_rows
@@ -29,6 +28,7 @@ from bam_lora.slice_groups import ColumnValues
 from bam_lora.sources import OpenSource, Shuffle, TextSource, open_source, read_rows, read_texts
 from bam_lora.store import digest, new_folder, seal, verify
 from bam_lora.text_filters import FilterRules
+from bam_lora.token_files import tokenizer_digest, write_tokens
 
 _BATCH_CHARACTERS = 2_000_000
 Say = Callable[[str], None]
@@ -200,43 +200,32 @@ def _tokenise_into(
     opened.say = say
     screen = sieve.source(source.where.path, source.filters)
     column = ColumnValues(source.where, source.group_column) if source.group_column else None
-    lengths: list[int] = []
-    rows: list[int] = []
-    size_bytes = total = 0
     chat = ChatReader(source.where, tokenizer, limit) if source.where.mode == "chat" else None
-    with (folder / "tokens.bin").open("wb") as file, (folder / "mask.bin").open("wb") as mask:
-        for numbers, texts in screen.batches(_batches(source, opened, column, chat)):
-            size_bytes += sum(len(text.encode()) for text in texts)
-            batch = chat.take(numbers) if chat else TokenBatch(numbers, tokenised(texts, tokenizer))
-            # Not ndarray.tofile: it loses the error when the disk is full.
-            file.write(np.fromiter(itertools.chain.from_iterable(batch.documents), dtype=np.int32).tobytes())
-            mask.write(bytes(itertools.chain.from_iterable(batch.masks)))
-            lengths.extend(map(len, batch.documents))
-            rows.extend(batch.rows)
-            total += sum(map(len, batch.documents))
-            if source.tokens is not None and total >= source.tokens:
-                break
+    kept = write_tokens(screen.batches(_batches(source, opened, column, chat)), chat, tokenizer, folder, source.tokens)
     for line in opened.filter.unseen_lines() if opened.filter is not None else ():
         say(f"  {source.where.path}: {line}")
-    if not lengths and not source.skip_rows:  # an extension may find an old source used up
-        raise UserError.of(
-            source.where.path,
-            expected="conversations with answers" if chat else "text",
-            found=f"none in {chat.counts.conversations} rows"
-            if chat
-            else screen.describe_dropped() or "no rows with text",
-            remedy="Check the file, the split, the column and what data.filters and data.deduplicate drop"
-            + (", and data.sequence_length" if chat else ""),
-        )
-    arrays: dict[str, Any] = {"lengths": lengths, "rows": rows}
+    if not kept.lengths and not source.skip_rows:  # an extension may find an old source used up
+        raise _no_text(source, chat, screen.describe_dropped())
+    arrays: dict[str, Any] = {"lengths": kept.lengths, "rows": kept.rows}
     groups: dict[str, Any] = {}
     if column is not None:
-        groups["groups"], arrays["labels"] = column.names, column.labels(rows)
+        groups["groups"], arrays["labels"] = column.names, column.labels(kept.rows)
     for name, values in arrays.items():
         (folder / f"{name}.bin").write_bytes(np.asarray(values, dtype=np.int64).tobytes())
     counts = screen.close(folder, opened.empty_rows, opened.left_out)
-    facts = {**opened.facts, **counts, "documents": len(lengths), "tokens": total, "bytes": size_bytes, **groups}
+    sizes = {"documents": len(kept.lengths), "tokens": kept.tokens, "bytes": kept.size_bytes}
+    facts = {**opened.facts, **counts, **sizes, **groups}
     return {**facts, "chat_template": template_digest(tokenizer), **asdict(chat.counts)} if chat else facts
+
+
+def _no_text(source: TrainingSource, chat: ChatReader | None, dropped: str) -> UserError:
+    return UserError.of(
+        source.where.path,
+        expected="conversations with answers" if chat else "text",
+        found=f"none in {chat.counts.conversations} rows" if chat else dropped or "no rows with text",
+        remedy="Check the file, the split, the column and what data.filters and data.deduplicate drop"
+        + (", and data.sequence_length" if chat else ""),
+    )
 
 
 def _groups_of(source: TrainingSource, store: TokenStore) -> tuple[list[str], slicing.Lengths]:
@@ -244,14 +233,6 @@ def _groups_of(source: TrainingSource, store: TokenStore) -> tuple[list[str], sl
     if store.labels is not None:
         return store.facts["groups"], store.labels
     return [source.group] if source.group is not None else [], np.zeros(len(store.lengths), np.int64)
-
-
-def tokenised(texts: Sequence[str], tokenizer: Any) -> list[list[int]]:
-    """The tokens of each text, with EOS at the end."""
-    return [
-        ids if ids and ids[-1] == tokenizer.eos_token_id else [*ids, tokenizer.eos_token_id]
-        for ids in tokenizer(list(texts), verbose=False)["input_ids"]
-    ]
 
 
 def _batches(
@@ -273,13 +254,6 @@ def _batches(
             numbers, texts, characters = [], [], 0
     if texts:
         yield numbers, texts
-
-
-def tokenizer_digest(tokenizer: Any) -> str:
-    """Hash of everything that decides how a tokenizer splits text."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    content = backend.to_str() if backend is not None else sorted(tokenizer.get_vocab().items())
-    return digest([content, tokenizer.bos_token, tokenizer.eos_token])
 
 
 def _source_facts(source: TrainingSource, store: TokenStore, used_tokens: int) -> dict[str, Any]:

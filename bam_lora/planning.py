@@ -7,7 +7,7 @@ from typing import Any
 
 from bam_lora.chat import template_digest
 from bam_lora.contamination import HeldOutSet
-from bam_lora.data import Layout, TrainingSource, prepare, tokenizer_digest
+from bam_lora.data import Layout, TrainingSource, prepare
 from bam_lora.errors import UserError
 from bam_lora.front import Front
 from bam_lora.language_samples import compare_languages
@@ -25,6 +25,7 @@ from bam_lora.slice_groups import GROUPED, dataset_names
 from bam_lora.slicing import require_even_groups
 from bam_lora.sources import Shuffle, TextSource, text_source
 from bam_lora.store import digest, read_record, write_record
+from bam_lora.token_files import tokenizer_digest
 
 
 def settle_plan(

@@ -14,7 +14,6 @@ import numpy as np
 
 from bam_lora.chat import template_digest
 from bam_lora.chat_scoring import answer_question, chat_windows, chats_from_json, chats_to_json, read_chat_set
-from bam_lora.data import tokenizer_digest
 from bam_lora.errors import UserError
 from bam_lora.evaluate import (
     EvaluationSet,
@@ -28,6 +27,7 @@ from bam_lora.evaluate import (
 from bam_lora.sampling import continue_text
 from bam_lora.sources import TextSource, open_source, read_rows, read_texts
 from bam_lora.store import digest, read_record, write_record
+from bam_lora.token_files import tokenizer_digest
 
 SAMPLE_TOKENS = 60
 
