@@ -30,20 +30,23 @@ PACKED_MODELS = frozenset(
     }
 )  # fmt: skip
 _WITHOUT_ATTENTION = {"falcon_mamba", "mamba", "mamba2", "rwkv", "xlstm"}  # of the kinds that transformers 5.23 knows
+_SHARED_BLOCKS = {"zamba", "zamba2"}
 
 
 def require_attention(config: Mapping[str, Any], name: str) -> None:
-    """Checks that a base's layers attend.
+    """Checks that a base's layers attend, each with weights of its own.
 
     Mamba, RWKV and their like carry a state from token to token: in a packed row it would run from one document into
-    the next, which nothing but attention keeps apart. PEFT refuses some of their layers, too, and 4 bits others.
+    the next, which nothing but attention keeps apart. PEFT refuses some of their layers, too, and 4 bits others. (In
+    hybrids, of both kinds of layers, `documents_apart` keeps them apart.) Zamba's attention is one block that many
+    layers use; what adapters learn in it has no one place in the files.
 
     Args:
         config: What its config.json holds.
         name: What errors call it.
 
     Raises:
-        UserError: If it is of a kind without attention.
+        UserError: If it is of a kind without attention, or with one block for many layers.
     """
     kind = config.get("model_type")
     if kind in _WITHOUT_ATTENTION:
@@ -52,6 +55,13 @@ def require_attention(config: Mapping[str, Any], name: str) -> None:
             expected="a model whose layers attend",
             found=f"a {kind} model, in which texts packed side by side would run into each other",
             remedy="Choose a transformer",
+        )
+    if kind in _SHARED_BLOCKS:
+        raise UserError.of(
+            f"base {name}",
+            expected="a model whose layers have weights of their own",
+            found=f"a {kind} model, in which many layers share one block, so that its adapters cannot be folded",
+            remedy="Choose another",
         )
 
 

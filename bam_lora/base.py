@@ -11,6 +11,7 @@ from typing import Any
 
 from bam_lora.attention import AUTO, Recorded, attention_of, register_attention, require_attention
 from bam_lora.checkpoint import Checkpoint, open_checkpoint
+from bam_lora.documents_apart import settle_hybrid
 from bam_lora.errors import UserError, first_line
 from bam_lora.gpu_memory import OutOfMemory, room_for, set_allocator
 from bam_lora.hub import fetch_model
@@ -267,6 +268,7 @@ def settle_loaded(model: Any) -> Any:
     bound_kernel_caches()
     keep_cpu_kernel_differentiable(model)
     settle_8bit_state(model)
+    settle_hybrid(model)
     model.requires_grad_(False)
     return model.eval()
 

@@ -93,6 +93,7 @@ def check_everything(
     resources = plan_resources(recipe, base, machine)
     short, notes = replay_findings(recipe, base.tokenizer, resources.tokens)
     emulated = _emulation(recipe, base, machine)
+    notes = [*notes, *_hybrid_notes(base)]
     text = "\n".join([*emulated, text, *(f"{'note':12}{note}" for note in notes)])
     problems = (*short, *resources.problems())
     measured = None
@@ -108,6 +109,15 @@ def _emulation(recipe: Recipe, base: PlannedBase, machine: Machine) -> list[str]
     kind = str(base.metadata.checkpoint.config.get("model_type", recipe.base))
     found = emulation_note(recipe.quantization.compute_dtype, kind, machine.name)
     return [f"{'note':12}{found}"] if found else []
+
+
+def _hybrid_notes(base: PlannedBase) -> list[str]:
+    if not base.shape.hybrid:
+        return []
+    return [
+        f"some layers of a {base.shape.kind} model carry a state from token to token: documents of a packed row go "
+        "through it apart, those of like length together, which is slower; its memory is estimated as if all attended"
+    ]
 
 
 def _fitted(recipe: Recipe, base: PlannedBase, machine: Machine) -> Fit:

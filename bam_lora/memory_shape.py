@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from bam_lora.attention import FLASH_HEAD_DIM, packs, require_attention
+from bam_lora.documents_apart import is_hybrid
 from bam_lora.errors import UserError, first_line
+from bam_lora.parameter_names import with_floats
 
 _BYTES = {"float32": 4, "float64": 8, "float8_e4m3fn": 1}
 
@@ -60,6 +62,7 @@ class BaseShape:
         stored_dtype_bytes: Bytes of a number in its files.
         flash: Whether flash attention has a kernel for it.
         packed: Whether `packed` has.
+        hybrid: Whether some layers carry a state from token to token (`documents_apart`).
     """
 
     kind: str
@@ -83,6 +86,7 @@ class BaseShape:
     stored_dtype_bytes: int
     flash: bool
     packed: bool
+    hybrid: bool
 
     @property
     def quantised(self) -> int:
@@ -131,7 +135,7 @@ def shape_of_config(config: Mapping[str, Any], name: str) -> BaseShape:
 
     try:
         require_attention(config, name)
-        settings = CONFIG_MAPPING[config["model_type"]].from_dict(dict(config))
+        settings = CONFIG_MAPPING[config["model_type"]].from_dict(with_floats(dict(config)))
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(settings)
     except UserError:
@@ -198,6 +202,7 @@ def _shape_of_model(model: Any, stored_dtype_bytes: int) -> BaseShape:
         stored_dtype_bytes=stored_dtype_bytes,
         flash=bool(getattr(type(model), "_supports_flash_attn", False)) and head_dim <= FLASH_HEAD_DIM,
         packed=packs(model.config),
+        hybrid=is_hybrid(model),
     )
 
 

@@ -77,6 +77,15 @@ def has_inputs_first(config: Mapping[str, Any], parameter: str) -> bool:
     )
 
 
+def with_floats(config: Any) -> Any:
+    """What a config.json holds, infinities as numbers: transformers writes them as `{"__float__": "Infinity"}`."""
+    if isinstance(config, dict):
+        if config.keys() == {"__float__"}:
+            return float(config["__float__"])
+        return {key: with_floats(value) for key, value in config.items()}
+    return [with_floats(one) for one in config] if isinstance(config, list) else config
+
+
 class _StoredParameters(Mapping[str, list[Piece]]):
     """Asks one class that may load the checkpoint after the other; most look-ups need only the first."""
 
@@ -156,7 +165,7 @@ def _build(model_type: str, config: Mapping[str, Any], model_class: Any) -> Any:
     import torch
     import transformers
 
-    parsed = transformers.CONFIG_MAPPING[model_type].from_dict(dict(config))
+    parsed = transformers.CONFIG_MAPPING[model_type].from_dict(with_floats(dict(config)))
     if not issubclass(model_class, transformers.PreTrainedModel):
         model_class = model_class.from_config
     elif not isinstance(parsed, model_class.config_class):  # the text part of a model that has others

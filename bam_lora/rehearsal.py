@@ -1,11 +1,13 @@
 """What a run's branches will train, found on a model without weights: what cannot be folded is refused at the start.
 
 Only changes that are not low rank need it: products of two factors can be cut and turned as the base stores its weight.
+And hybrids do, of which PEFT refuses some layers.
 """
 
 from __future__ import annotations
 
 import copy
+import json
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +20,7 @@ from bam_lora.adapter_entries import entries_of
 from bam_lora.adapters import WEIGHTS_FILE, Adapter
 from bam_lora.checkpoint import Checkpoint, open_checkpoint
 from bam_lora.dense_methods import DENSE_METHODS
+from bam_lora.documents_apart import HYBRIDS
 from bam_lora.errors import UserError, first_line
 from bam_lora.fold_plan import Changes
 from bam_lora.merge import MergedAdapters
@@ -53,7 +56,8 @@ def require_mergeable(
     """
     dense = (config.use_dora, config.bias != "none", config.modules_to_save, config.trainable_token_indices)
     listed = (config.rank_pattern, config.alpha_pattern, config.target_parameters, config.exclude_modules)
-    if not any((*dense, *listed)) and method not in DENSE_METHODS:
+    plain = not any((*dense, *listed)) and method not in DENSE_METHODS
+    if plain and _kind(start) not in HYBRIDS:
         return
     model = _bare_model(start)
     _require_rows(model, config.trainable_token_indices or [])
@@ -69,6 +73,10 @@ def require_mergeable(
     find_parts(open_checkpoint(original), before, merged, names)
 
 
+def _kind(folder: Path) -> str:
+    return str(json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type"))
+
+
 def _bare_model(folder: Path) -> Any:
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -80,12 +88,16 @@ def _rehearsed(model: Any, wanted: Any) -> Adapter:
     """The adapter as PEFT would put it on the model and save it."""
     from peft import get_peft_model, get_peft_model_state_dict
 
+    layers = _layers(model)
     try:
         with torch.device("meta"), warnings.catch_warnings(action="always", record=True) as noted:
             adapted = get_peft_model(model, copy.deepcopy(wanted))
     except (ValueError, TypeError, NotImplementedError, AttributeError) as error:
+        found, remedy = first_line(error).rstrip("."), "Change it"
+        if "incompatible with Mamba" in found:
+            remedy = f"List layers in lora.target_modules, such as {', '.join(layers)}"
         raise UserError.of(
-            "the adapter", expected="one that PEFT can put on the base", found=first_line(error), remedy="Change it"
+            "the adapter", expected="one that PEFT can put on the base", found=found, remedy=remedy
         ) from error
     _require_no_idle_pattern([str(one.message) for one in noted], wanted)
     tensors = get_peft_model_state_dict(adapted, save_embedding_layers=False)
@@ -95,6 +107,17 @@ def _rehearsed(model: Any, wanted: Any) -> Adapter:
     folder = Path("lora")  # for errors
     header = Header(folder / WEIGHTS_FILE, b"", records, None, 0)
     return _Untrained(folder, config, entries_of(folder, config, header), header)
+
+
+def _layers(model: Any) -> list[str]:
+    """Names of linear layers but for those that PEFT refuses beside a state, and the output head."""
+    head = model.get_output_embeddings()
+    found = {
+        name.rpartition(".")[2]
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and module is not head
+    }
+    return sorted(found - {"out_proj"})
 
 
 def _require_no_idle_pattern(warned: Sequence[str], wanted: Any) -> None:
