@@ -25,6 +25,7 @@ from bam_lora.branch_callbacks import (
 )
 from bam_lora.errors import Interrupted, UserError, first_line
 from bam_lora.interrupt import StopRequest
+from bam_lora.kernels import fused
 from bam_lora.machine import peak_memory, release_memory, trim_heap
 from bam_lora.paged_optimizer import paged_state
 from bam_lora.safetensors_stream import write_tensors
@@ -55,7 +56,10 @@ class MakeTrainer(Protocol):
 
 @dataclass(frozen=True)
 class BranchJob:
-    """What one branch is to do; `label` names it in messages, `base_name` is what its adapter says of its base."""
+    """What one branch is to do; `label` names it in messages, `base_name` is what its adapter says of its base.
+
+    `kernels`: the fused ones it computes with, see `kernels.choose_kernels`.
+    """
 
     label: str
     key: str
@@ -63,6 +67,7 @@ class BranchJob:
     tokens: int
     base_name: str
     keep_checkpoints: bool = False
+    kernels: str | None = None
     loftq: bool = False
 
 
@@ -116,7 +121,8 @@ def train_branch(
     trainer = make(branch_view(model), folder / CHECKPOINTS, callbacks)
     whole_in = _settle(trainer, model)
     initial = loftq.begin(trainer.model, folder / INITIAL, fresh=checkpoint is None) if job.loftq else {}
-    with _clear_when_full(folder), paged_state(trainer), no_input_casting(trainer):
+    patched = fused(trainer.model, job.kernels)
+    with _clear_when_full(folder), paged_state(trainer), no_input_casting(trainer), patched:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     steps = trainer.state.global_step
     if steps < job.steps and stop:

@@ -16,6 +16,7 @@ from bam_lora.compute_types import emulation_note
 from bam_lora.errors import UserError
 from bam_lora.fit import Fit, fit_recipe
 from bam_lora.fit_text import fit_lines
+from bam_lora.kernels import choose_kernels
 from bam_lora.measure_steps import Measured, measure_run
 from bam_lora.memory_host import model_room
 from bam_lora.quiet import quiet_libraries
@@ -91,6 +92,8 @@ def check_everything(
     recipe = chosen.applied(recipe) if chosen is not None else recipe
     text = check_recipe(recipe, base.metadata, base.tokenizer, colour=colour)
     resources = plan_resources(recipe, base, machine)
+    if not machine.assumed:
+        choose_kernels(recipe.training.kernels, base.folder, machine.device)  # raises, if they cannot be had
     short, notes = replay_findings(recipe, base.tokenizer, resources.tokens)
     emulated = _emulation(recipe, base, machine)
     notes = [*notes, *_hybrid_notes(base)]

@@ -40,6 +40,7 @@ def diagnose(folder: Path) -> list[Finding]:
         ("gpu", doctor_device.gpus),
         ("4-bit", doctor_device.four_bit),
         ("attention", doctor_device.flash_attention),
+        ("kernels", doctor_device.fused_kernels),
         ("memory", doctor_disk.memory),
         ("disk", lambda: doctor_disk.space(folder)),
         ("files", lambda: doctor_disk.files(folder)),

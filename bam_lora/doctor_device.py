@@ -19,6 +19,7 @@ _NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 _AMD_DRIVER = Path("/sys/module/amdgpu/initstate")
 _AMPERE = 8
 _NF4_ERROR = (0.05, 0.15)  # relative, of normally distributed numbers: 0.09 (QLoRA's blocks of 64)
+_NORM_ERROR = 1e-3  # relative, in fp32
 _LITTLE_FREE = 0.8
 _INSTALL = "Install the build for your GPU: https://pytorch.org/get-started/locally"
 
@@ -216,3 +217,44 @@ def flash_attention() -> Iterator[Finding]:
         )
         return
     yield Finding("attention", OK, f"flash-attn {flash.__version__}")
+
+
+def fused_kernels() -> Iterator[Finding]:
+    """Whether a branch can be trained with fused kernels; only where there is a GPU."""
+    from bam_lora.base import device
+    from bam_lora.kernels import INSTALL, PACKAGE, package_lacks
+
+    if device() != "cuda":
+        return
+    if (found := package_lacks()) is not None:
+        yield Finding("kernels", NOTE, f"common models train faster with {PACKAGE}; found {found}", INSTALL)
+        return
+    version, remedy = metadata.version("liger-kernel"), "Reinstall it for this torch; until then training.kernels: none"
+    try:
+        error = norm_error()
+    except Exception as failure:  # a compiler that is not there, a driver that is too old: Triton's own kinds
+        yield Finding("kernels", PROBLEM, f"liger-kernel {version} fails: {first_line(failure)}", remedy)
+        return
+    if error > _NORM_ERROR:
+        yield Finding("kernels", PROBLEM, f"liger-kernel {version}: a norm is off by {error:.1%}", remedy)
+    else:
+        yield Finding("kernels", OK, f"liger-kernel {version} computes a norm as torch does")
+
+
+def norm_error() -> float:
+    """The relative error of Liger's norm, forward and backward, on the device that trains."""
+    import torch
+    from liger_kernel.transformers import LigerRMSNorm
+
+    from bam_lora.base import device
+
+    generator = torch.Generator().manual_seed(0)
+    x_bh = torch.randn(8, 256, generator=generator).to(device()).requires_grad_()
+    w_bh = torch.randn(8, 256, generator=generator).to(device())
+    norms = (LigerRMSNorm(256, eps=1e-6).to(device()), torch.nn.RMSNorm(256, eps=1e-6).to(device()))
+    found = []
+    for norm in norms:
+        result = norm(x_bh)
+        (gradient,) = torch.autograd.grad(result, x_bh, w_bh.clone())
+        found.append(torch.cat([result.detach(), gradient]))
+    return float((found[0] - found[1]).norm() / found[1].norm())

@@ -32,6 +32,8 @@ class Front:
     """Makes the data where that is not read from the recipe's sources."""
     say: Callable[[str], None] | None = None
     """Receives lines about what takes long."""
+    kernels: str | None = None
+    """The fused kernels of the branches, as a run settles them."""
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe

@@ -39,7 +39,7 @@ from bam_lora.recipe_chat import has_chat
 from bam_lora.rehearsal import require_mergeable
 from bam_lora.report import collect, write_report
 from bam_lora.report.chain import chain_of
-from bam_lora.run_attention import settle_attention
+from bam_lora.run_choices import settle_choices
 from bam_lora.rundir import (
     RunDirectory,
     check_recipe_of,
@@ -175,9 +175,7 @@ def _prepare(
     progress.stage("looking at the base")
     threads, front.say = fix_threads(directory), progress.say
     ledger, original, start = _open_base(directory, recipe, progress)
-    loads = front.training_load, front.scoring_load
-    front.training_load, front.scoring_load, changed = settle_attention(directory, *loads, start)
-    if changed:
+    for changed in settle_choices(directory, front, start):
         progress.say(changed)
     weights = weight_bytes(original.folder)
     require_space(directory.root, weights + weights // 4, "the folded model and the adapters")

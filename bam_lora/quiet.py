@@ -45,7 +45,7 @@ def quiet(*, verbose: bool = False) -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if verbose:
         return
-    for name in ("bitsandbytes", "accelerate", "peft", "trl", "datasets", "torch.utils.checkpoint"):
+    for name in ("bitsandbytes", "accelerate", "peft", "trl", "datasets", "liger_kernel", "torch.utils.checkpoint"):
         logging.getLogger(name).setLevel(logging.ERROR)
     for name in _READERS:
         logging.getLogger(f"datasets.packaged_modules.{name}.{name}").addFilter(_is_news)

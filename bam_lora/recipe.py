@@ -15,13 +15,12 @@ from bam_lora.recipe_models import (
     Evaluation,
     Keep,
     Merge,
-    Quantization,
     Recipe,
     Selection,
-    Training,
 )
 from bam_lora.recipe_schema import recipe_schema
 from bam_lora.recipe_sources import EvaluationSource, Source
+from bam_lora.recipe_training import Quantization, Training
 
 __all__ = [
     "Bam",

@@ -16,7 +16,8 @@ from pydantic.fields import FieldInfo
 
 from bam_lora import recipe_rules, sft_arguments
 from bam_lora.errors import UserError
-from bam_lora.recipe_models import Recipe, Training
+from bam_lora.recipe_models import Recipe
+from bam_lora.recipe_training import Training
 from bam_lora.recipe_values import FINDINGS, WRONG_VALUE, Finding, Words
 from bam_lora.recipe_values import Path as KeyPath
 from bam_lora.recipe_yaml import Located, Place

@@ -15,8 +15,9 @@ from bam_lora.recipe_values import Finding
 
 if TYPE_CHECKING:
     from bam_lora.recipe_lora import Lora
-    from bam_lora.recipe_models import Bam, Data, Evaluation, Quantization, Selection
+    from bam_lora.recipe_models import Bam, Data, Evaluation, Selection
     from bam_lora.recipe_sources import EvaluationSource, Source
+    from bam_lora.recipe_training import Quantization
     from bam_lora.recipe_vocabulary import Vocabulary
 
 SELECTED = ("learned", "search")  # merge weights that the selection sets choose

@@ -10,6 +10,7 @@ from typing import Any
 
 from bam_lora.base import device
 from bam_lora.errors import UserError
+from bam_lora.kernels import AUTO
 from bam_lora.limits import read_ended
 from bam_lora.machine import environment
 from bam_lora.recipe import Recipe, changed_keys, dump_recipe, load_recipe
@@ -271,6 +272,8 @@ def recipe_key(recipe: Recipe) -> str:
         for source in values[section][role]:
             if source["where"] is None:  # as before there was any: it makes no other run
                 del source["where"]
+    if values["training"]["kernels"] == AUTO or recipe.script is not None:  # a script says it in its arguments
+        del values["training"]["kernels"]
     _leave_out_room(values["training"], values["evaluation"], (values.get("script") or {}).get("args", {}))
     return digest({name: value for name, value in values.items() if name not in _UNBINDING})
 

@@ -29,6 +29,8 @@ _ORDER = "the order of the data is the plan's; say data.slicing and seed"
 _STEPS = "the plan fixes batches and steps; leave it out"
 _SEED = "say `seed` instead, for the whole run"
 
+_KERNELS = "say training.kernels: liger instead"
+
 _ON_PLATEAU = "reduce_lr_on_plateau"
 
 OWNED: dict[str, str] = {
@@ -60,6 +62,7 @@ OWNED: dict[str, str] = {
     "save_on_each_node": _ONE_PROCESS,
     **dict.fromkeys(("fsdp", "fsdp_config", "deepspeed", "parallelism_config", "local_rank"), _ONE_PROCESS),
     "use_cpu": _DEVICE,
+    **dict.fromkeys(("use_liger_kernel", "liger_kernel_config"), _KERNELS),
     "auto_find_batch_size": _STEPS,
     "logging_strategy": "say training.logging_steps instead",
     "logging_nan_inf_filter": "a loss that is not finite stops the branch; leave it out",
@@ -81,6 +84,8 @@ RENAMED: dict[str, str] = {
 
 CHECKPOINTING = "checkpointing"
 """The recipe's own name for what transformers calls one thing in 5.17 and another in 5.23."""
+KERNELS = "kernels"
+"""The recipe's own, too: TRL deprecates its name for them."""
 CHOICES = frozenset({"optim", "lr_scheduler_type"})
 """Of the recipe's own training keys, those whose choices only `SFTConfig` knows; the models check the others."""
 
@@ -118,7 +123,7 @@ def _problem(name: str, value: Any) -> str | None:
         return f"unknown key; {RENAMED[name]}"
     field = sft_fields().get(name)
     if field is None:
-        near = difflib.get_close_matches(name, [CHECKPOINTING, *settable()], n=1)
+        near = difflib.get_close_matches(name, [CHECKPOINTING, KERNELS, *settable()], n=1)
         hint = f"did you mean {near[0]}?" if near else "it takes the fields of TRL's SFTConfig"
         return f"unknown key; {hint}"
     if not field.allows(value):

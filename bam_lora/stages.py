@@ -129,6 +129,7 @@ def train(context: Context, branch: BranchPlan, tokens_before: int, watch: Calla
             tokens=branch.tokens,
             base_name=context.original.name,
             keep_checkpoints=recipe.keep.checkpoints,
+            kernels=context.front.kernels,
             loftq=recipe.lora.init == "loftq",
         )
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from bam_lora.adapter_config import check_config
 from bam_lora.bam_config import BamConfig
+from bam_lora.kernels import LIGER, NONE
 from bam_lora.recipe import Recipe, recipe_from_dict
 from bam_lora.trainer_inputs import formatting_hash, tokenizer_hash
 from bam_lora.trainer_models import ModelSource, TrainerLoading
@@ -114,6 +115,7 @@ def _training(args: Any) -> dict[str, Any]:
     values = {name: getattr(args, name) for name in _TRAINING}
     values["lr_scheduler_type"] = plain(args.lr_scheduler_type)
     values["optim"] = plain(args.optim)
+    values["kernels"] = LIGER if getattr(args, "use_liger_kernel", False) else NONE
     return values
 
 
