@@ -1,30 +1,28 @@
 """Fused kernels for what a layer does between its products: norms, rotary embeddings, gated activations.
 
-Either torch compiles the layers (`compiled_layers`), or they are Liger's: of the package liger-kernel, in Triton. Of
-the loss nothing is taken from there: TRL has a tiled one. Liger patches the model that it is given, but also classes
-and functions in the modules of transformers, which every other model of the process would go through: what is scored
-after a branch, and the next base that is loaded. `fused` undoes that, so that a run that was interrupted scores by the
-same arithmetic as one that was not.
+They are Liger's, of the package liger-kernel, in Triton. Of the loss nothing is taken from there: TRL has a tiled one.
+Liger patches the model that it is given, but also classes and functions in the modules of transformers, which every
+other model of the process would go through: what is scored after a branch, and the next base that is loaded. `fused`
+undoes that, so that a run that was interrupted scores by the same arithmetic as one that was not.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from bam_lora.compiled_layers import COMPILED_MODELS, compiled_layers, compiler_lacks
 from bam_lora.errors import UserError
 
-AUTO, LIGER, COMPILE, NONE = "auto", "liger", "compile", "none"
+AUTO, LIGER, NONE = "auto", "liger", "none"
 PACKAGE = "the package liger-kernel, 0.8.5 or newer, and triton"
 INSTALL = "pip install 'bam-lora[kernels]'"
-_OLDEST = (0, 8, 5)  # what was compared here; before 0.8 it rotated only whole heads
+_OLDEST = (0, 8, 5)  # the one that was compared here
 _CAPABILITY = 8  # Ampere: Triton has bfloat16 only emulated before
 _ACTIVATIONS = {"silu": {"silu", "swish"}, "gelu": {"gelu_pytorch_tanh"}}
 # Kinds of models whose kernels are compared with transformers' own arithmetic in the tests, and their activation.
@@ -41,7 +39,7 @@ _TORCH = ("torch.nn", "torch.nn.functional")
 
 @dataclass(frozen=True)
 class Recorded:
-    """By what kernels a run was trained before: `liger`, `compile`, or None for transformers' own arithmetic."""
+    """By what kernels a run was trained before: `liger`, or None for transformers' own arithmetic."""
 
     name: str | None
 
@@ -50,22 +48,19 @@ def choose_kernels(wanted: str, folder: Path, device: str, *, before: Recorded |
     """The fused kernels to train a branch with.
 
     Args:
-        wanted: `auto`, `liger`, `compile` or `none`.
+        wanted: `auto`, `liger` or `none`.
         folder: The model.
         device: Where it is trained, such as "cuda:0".
         before: What a run has trained with so far, which `auto` keeps where it can.
 
     Returns:
-        `liger`, `compile` or None.
+        `liger`, or None.
 
     Raises:
-        UserError: If they are asked for by name where they cannot be.
+        UserError: If `liger` is asked for by name where it cannot be.
     """
     if wanted == NONE:
         return None
-    if wanted == COMPILE:
-        _require_compiler(folder, device)
-        return COMPILE
     missing = _missing(folder, device)
     if wanted == LIGER and missing is not None:
         raise missing
@@ -89,41 +84,23 @@ def _missing(folder: Path, device: str) -> UserError | None:
     """What Liger's kernels want here: GPU, packages, a kind of model that they are right for."""
     remedy = "Leave it at auto"
     if not device.startswith("cuda"):
-        return _error(LIGER, "a GPU", f"device {device}", remedy)
+        return _error("a GPU", f"device {device}", remedy)
     if (found := package_lacks()) is not None:
-        return _error(LIGER, PACKAGE, found, f"Run {INSTALL}, or leave it at auto")
-    config = _config(folder)
+        return _error(PACKAGE, found, f"Run {INSTALL}, or leave it at auto")
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(str(folder), local_files_only=True)
     if config.model_type not in LIGER_MODELS:
-        return _error(LIGER, _kinds(LIGER_MODELS), config.model_type, remedy)
+        return _error("a model of one of the kinds " + ", ".join(sorted(LIGER_MODELS)), config.model_type, remedy)
     # Its gated layers compute the one activation that a kind usually has, whatever the config says.
     activation = getattr(config, "hidden_activation", None) or config.hidden_act
     if activation not in (right := _ACTIVATIONS[LIGER_MODELS[config.model_type]]):
-        return _error(LIGER, f"a model with the activation {' or '.join(sorted(right))}", str(activation), remedy)
+        return _error(f"a model with the activation {' or '.join(sorted(right))}", str(activation), remedy)
     return None
 
 
-def _require_compiler(folder: Path, device: str) -> None:
-    remedy = "Leave it at auto"
-    if not device.startswith(("cpu", "cuda")):
-        raise _error(COMPILE, "a CPU or an NVIDIA GPU", f"device {device}", remedy)
-    if (found := compiler_lacks(device)) is not None:
-        raise _error(COMPILE, "triton on a GPU, a C++ compiler on a CPU", found, "Install it, or leave it at auto")
-    if (kind := _config(folder).model_type) not in COMPILED_MODELS:
-        raise _error(COMPILE, _kinds(COMPILED_MODELS), kind, remedy)
-
-
-def _error(wanted: str, expected: str, found: str, remedy: str) -> UserError:
-    return UserError.of(f"training.kernels: {wanted}", expected=expected, found=found, remedy=remedy)
-
-
-def _kinds(kinds: Iterable[str]) -> str:
-    return "a model of one of the kinds " + ", ".join(sorted(kinds))
-
-
-def _config(folder: Path) -> Any:
-    from transformers import AutoConfig
-
-    return AutoConfig.from_pretrained(str(folder), local_files_only=True)
+def _error(expected: str, found: str, remedy: str) -> UserError:
+    return UserError.of(f"training.kernels: {LIGER}", expected=expected, found=found, remedy=remedy)
 
 
 def _surely_faster() -> bool:
@@ -152,8 +129,7 @@ def fused(model: Any, kernels: str | None) -> Iterator[None]:
     try:
         if kernels == LIGER:
             _patch(model.get_base_model())
-        with compiled_layers(model.get_base_model()) if kernels == COMPILE else nullcontext():
-            yield
+        yield
     finally:
         _put_back(before)
 

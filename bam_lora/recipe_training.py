@@ -58,12 +58,11 @@ class Training(Section):
     checkpointing: bool = Field(
         default=True, description="Recompute activations in the backward pass: slower, far less memory."
     )
-    kernels: Literal["auto", "liger", "compile", "none"] = Field(
+    kernels: Literal["auto", "liger", "none"] = Field(
         default="auto",
         description="Fused kernels for norms, rotary embeddings and gated activations (docs/speed.md). `liger`: those "
-        "of the package liger-kernel. `compile`: torch compiles the layers, for a minute or more in every run. `auto`: "
-        "liger on an NVIDIA GPU (Ampere or newer) where the package is there and knows the model; else none. A run "
-        "keeps what it began with.",
+        "of the package liger-kernel. `auto`: these on an NVIDIA GPU (Ampere or newer) where the package is there and "
+        "knows the model; else none. A run keeps what it began with.",
     )
     logging_steps: int = Field(default=10, ge=1, description="A line of metrics every so many steps.")
     save_steps: int = Field(default=200, ge=1, description="A checkpoint inside a branch every so many steps.")

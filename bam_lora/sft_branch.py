@@ -50,7 +50,7 @@ class SftBranch:
         return SFTTrainer(
             view,
             args=SFTConfig(**self._arguments(output)),
-            train_dataset=self.rows,
+            train_dataset=as_arrays(self.rows),
             processing_class=self.tokenizer,
             peft_config=adapter_config(self.adapter),
             callbacks=list(callbacks),
@@ -78,3 +78,11 @@ class SftBranch:
             "disable_tqdm": True,
             "logging_nan_inf_filter": False,
         }
+
+
+def as_arrays(rows: Any) -> Any:
+    """Packed rows, their tokens and labels as arrays: lists take three times as long to become a batch."""
+    import numpy
+
+    columns = [name for name in ("input_ids", "labels") if name in rows.column_names]
+    return rows.with_format("numpy", columns=columns, output_all_columns=True, dtype=numpy.int64)

@@ -86,7 +86,9 @@ def branches(base: Path, folder: Path) -> dict[str, Any]:
     rows = Dataset.from_dict({"input_ids": ids, "seq_lengths": [[5, 11], [16], [3, 3, 10], [8, 8]]})
     model, tokenizer = load_model(base, how), load_tokenizer(base)
 
-    def train(name: str, kernels: str | None, *, checkpointing: bool = False, stop_at: int | None = None, **lora: Any) -> Any:
+    def train(
+        name: str, kernels: str | None, *, checkpointing: bool = False, stop_at: int | None = None, **lora: Any
+    ) -> Any:
         stop = StopRequest()
 
         def on_step(step: int, loss: float | None) -> None:

@@ -16,9 +16,10 @@ def train(settings: Settings, recorder: Recorder, folder: Path) -> dict[str, Any
 
     quiet()
     from bam_lora.attention import AUTO
-    from bam_lora.base import Loading, load_model, load_tokenizer
+    from bam_lora.base import Loading, device, load_model, load_tokenizer
     from bam_lora.branch import BranchJob, train_branch
     from bam_lora.interrupt import StopRequest
+    from bam_lora.kernels import choose_kernels
     from bam_lora.sft_branch import SftBranch
 
     base = Path(settings.base)
@@ -44,16 +45,20 @@ def train(settings: Settings, recorder: Recorder, folder: Path) -> dict[str, Any
         return trainer
 
     tokens = sum(map(len, rows["input_ids"]))
-    job = BranchJob("branch", key="benchmark", steps=settings.steps, tokens=tokens, base_name=settings.base)
+    # As a run chooses them: `trl-best` has the same kernels wherever their package is installed.
+    kernels = choose_kernels(AUTO, base, device())
+    job = BranchJob(
+        "branch", key="benchmark", steps=settings.steps, tokens=tokens, base_name=settings.base, kernels=kernels
+    )
     train_branch(
         load_model(base, how), job, folder / "branch", make, on_step=lambda step, loss: None, stop=StopRequest()
     )
-    return effective(made[0], packed_by="TRL")
+    return effective(made[0], packed_by="TRL", use_liger_kernel=kernels == "liger")
 
 
 def _arguments(settings: Settings) -> dict[str, Any]:
     """What a run gives its branches for these settings."""
-    from bam_lora.recipe_models import Training
+    from bam_lora.recipe_training import Training
 
     return Training(
         learning_rate=settings.learning_rate,
