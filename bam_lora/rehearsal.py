@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 import warnings
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +90,8 @@ def _rehearsed(model: Any, wanted: Any) -> Adapter:
 
     layers = _layers(model)
     try:
-        with torch.device("meta"), warnings.catch_warnings(action="always", record=True) as noted:
+        # PEFT warns again when branches train.
+        with torch.device("meta"), warnings.catch_warnings(action="ignore"):
             adapted = get_peft_model(model, copy.deepcopy(wanted))
     except (ValueError, TypeError, NotImplementedError, AttributeError) as error:
         found, remedy = first_line(error).rstrip("."), "Change it"
@@ -99,7 +100,7 @@ def _rehearsed(model: Any, wanted: Any) -> Adapter:
         raise UserError.of(
             "the adapter", expected="one that PEFT can put on the base", found=found, remedy=remedy
         ) from error
-    _require_no_idle_pattern([str(one.message) for one in noted], wanted)
+    _require_no_idle_pattern(adapted.base_model, wanted)
     tensors = get_peft_model_state_dict(adapted, save_embedding_layers=False)
     records = {name: TensorRecord(name, "F32", tuple(one.shape), 0, 0) for name, one in tensors.items()}
     settings = adapted.peft_config["default"].to_dict()
@@ -120,11 +121,12 @@ def _layers(model: Any) -> list[str]:
     return sorted(found - {"out_proj"})
 
 
-def _require_no_idle_pattern(warned: Sequence[str], wanted: Any) -> None:
-    """PEFT only warns where a pattern matches no layer; it warns again when branches train, so the rest goes."""
+def _require_no_idle_pattern(tuner: Any, wanted: Any) -> None:
+    """Where a pattern matches no layer PEFT only warns, and not before 0.21; its rule is that of `rank_of`."""
+    names = [*tuner.targeted_module_names, *tuner.targeted_parameter_names]
     for key in ("rank_pattern", "alpha_pattern"):
         for pattern in getattr(wanted, key):
-            if any(f"{key} keys did not match" in text and repr(pattern) in text for text in warned):
+            if not any(re.match(rf"(.*\.)?({pattern})$", name) for name in names):
                 raise UserError.of(
                     key, expected="patterns of adapted layers' names", found=repr(pattern), remedy="Change it"
                 )

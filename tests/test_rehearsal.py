@@ -33,6 +33,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"modules_to_save": ["mlp"], "target_modules": ["q_proj"]}, r"modules that are not quantised.* found .*mlp"),
     ({"trainable_token_indices": [3, 60]}, "expected token numbers below 60, the base's vocabulary, found 60"),
     ({"rank_pattern": {"q_prj": 2}}, "rank_pattern: expected patterns of adapted layers' names, found 'q_prj'"),
+    ({"alpha_pattern": {"q_proj": 8, "layers.9.q_proj": 4}}, "alpha_pattern: .* found 'layers.9.q_proj'"),
     ({"target_parameters": ["experts.up"]}, "target_parameters: expected ends of names .* found 'experts.up'"),
     ({"dora": True, "target_modules": ["nothing"]}, "the adapter: expected one that PEFT can put on the base, found"),
 ]
@@ -65,7 +66,8 @@ def test_a_module_that_is_not_quantised_may_be_trained_whole(tmp_path: Path) -> 
 
 def test_experts_and_patterns_pass(tmp_path: Path) -> None:
     folder = base(tmp_path, "qwen3-moe")
-    rehearse(folder, target_modules=["q_proj"], target_parameters=["mlp.experts.down_proj"], rank_pattern={"q_proj": 2})
+    patterns = {"q_proj": 2, "experts.down_proj": 3}
+    rehearse(folder, target_modules=["q_proj"], target_parameters=["mlp.experts.down_proj"], rank_pattern=patterns)
 
 
 def test_experts_in_pieces_do_not_go_with_ties(tmp_path: Path) -> None:
