@@ -20,6 +20,7 @@ from bam_lora.gpu_memory import empty_gpu_cache, gpu_peak_bytes
 _MMAP_THRESHOLD = -3  # M_MMAP_THRESHOLD of mallopt
 # Of oneDNN's cache of compiled kernels, and of the one that torch keeps in front of it; each holds 1,024 by default.
 _KERNEL_CACHES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
+_FROZEN = 2_000  # objects, fewer than a program freezes that has imported nothing, 4,400 or more
 _KERNELS_KEPT = 64  # more than a step needs of a batch of one length, which is about 40
 PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate", "datasets", "safetensors",
             "huggingface_hub")  # fmt: skip
@@ -116,6 +117,14 @@ def release_memory() -> None:
     empty_gpu_cache()
 
 
+def holds_frozen_objects() -> bool:
+    """Whether a program keeps objects from the garbage collector by `gc.freeze`.
+
+    A collection of Python 3.12 counts as frozen what is immortal, too: 375 objects, libraries or none.
+    """
+    return gc.get_freeze_count() > _FROZEN
+
+
 @contextmanager
 def spared_collections() -> Iterator[None]:
     """Keeps the garbage collector from going through what is there already, again and again, as long as this lasts.
@@ -124,7 +133,7 @@ def spared_collections() -> Iterator[None]:
     branch. Enter it after they are imported and before a model is loaded: what is there now is not freed meanwhile,
     where it is in cycles.
     """
-    if gc.get_freeze_count():  # the program around us does so itself; to end it is its own business too
+    if holds_frozen_objects():  # the program around us does so itself; to end it is its own business too
         yield
         return
     gc.collect()

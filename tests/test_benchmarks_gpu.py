@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from versions import before
 
 FOLDER = Path(__file__).parents[1] / "benchmarks" / "gpu"
 
@@ -132,10 +133,13 @@ def test_what_is_compared_in_speed_is_what_fit_chooses_for_24_gb() -> None:
     settings = {"length": 2048, "step_tokens": 16384, "steps": 1, "learning_rate": 1e-4}
     recipe = recipe_from_dict(branch_job.recipe_values(settings, Path("base")))
     outline = shape_of_config(shapes.SHAPES["llama-3.1-8b"].config, "8b")
+    expected = tuple(plan.SPEED[name] for name in ("batch", "accumulation", "checkpointing"))
+    if before("trl", "1.14"):  # which holds all logits, 3.7 GB of them for 2,048 tokens
+        expected = (2, 4, True)
     for attention in (None, "flash_attention_2"):
         training = fit_recipe(recipe, outline, 24 << 30, attention=attention).applied(recipe).training
         chosen = (training.per_device_train_batch_size, training.gradient_accumulation_steps, training.checkpointing)
-        assert chosen == tuple(plan.SPEED[name] for name in ("batch", "accumulation", "checkpointing"))
+        assert chosen == expected
 
 
 def test_the_most_important_comes_first() -> None:

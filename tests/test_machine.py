@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from bam_lora.machine import spared_collections
+from bam_lora.machine import holds_frozen_objects, spared_collections
 
 
 class Node:
@@ -29,7 +29,7 @@ def alone(program: str) -> None:
 
 @pytest.fixture(autouse=True)
 def _unfrozen() -> Iterator[None]:
-    assert gc.get_freeze_count() == 0
+    assert not holds_frozen_objects()
     yield
     gc.unfreeze()
 
@@ -44,6 +44,7 @@ def test_collections_skip_what_was_there_and_free_what_came_after() -> None:
         gc.collect()
         assert dead() is None
         assert frozen() is not None
+        assert holds_frozen_objects()
     gc.collect()
     assert frozen() is None
 
@@ -51,7 +52,7 @@ def test_collections_skip_what_was_there_and_free_what_came_after() -> None:
 def test_it_is_put_back_after_an_error() -> None:
     with pytest.raises(KeyError), spared_collections():
         raise KeyError
-    assert gc.get_freeze_count() == 0
+    assert not holds_frozen_objects()
 
 
 ITS_OWN = """

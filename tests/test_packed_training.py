@@ -12,6 +12,7 @@ from conftest import ENGLISH, GERMAN
 from bam_lora import packed_attention
 from bam_lora.attention import PACKED
 from bam_lora.base import Loading, load_model, load_tokenizer
+from bam_lora.library_versions import seed_the_adapter
 from bam_lora.packed_attention import Documents
 
 
@@ -22,6 +23,7 @@ def losses(base: Path, folder: Path, attention: str, *, checkpointing: bool) -> 
     from trl import SFTConfig, SFTTrainer
 
     arguments: dict[str, Any] = {"use_cpu": True, "bf16": False, "gradient_checkpointing": checkpointing}
+    seed_the_adapter(42)  # the trainer's own
     trainer = SFTTrainer(
         load_model(base, Loading(4, compute_dtype="float32", attention=attention)),
         args=SFTConfig(

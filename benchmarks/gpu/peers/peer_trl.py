@@ -32,7 +32,7 @@ def make_trainer(settings: Settings, folder: Path, chosen: dict[str, Any]) -> An
     import torch
     from datasets import Dataset
     from peft import LoraConfig
-    from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+    from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, set_seed
     from trl import SFTConfig, SFTTrainer
 
     quantization = BitsAndBytesConfig(
@@ -60,6 +60,7 @@ def make_trainer(settings: Settings, folder: Path, chosen: dict[str, Any]) -> An
         disable_tqdm=True,  # standard output is the result's
         **chosen,
     )
+    set_seed(settings.seed)  # before 1.16 TRL draws the adapter before it seeds
     return SFTTrainer(
         model=model,
         args=arguments,
