@@ -19,6 +19,8 @@ from bam_lora.recipe import Recipe
 
 CONTEXT_BYTES = 600_000_000
 """What CUDA itself takes of a card: its context, kernels, cuBLAS. Not measured; NVIDIA's drivers differ."""
+_GAPS = 0.25
+"""Of the layer at work or the loss; from the allocator in numbers (benchmarks/allocations), 21 cases."""
 _BLOCK = 64  # weights to one 4-bit scale
 _NESTED_BLOCK = 256  # scales to one scale of their own, with double quantisation
 _TOKEN_TILE, _VOCABULARY_TILE = 4096, 32768  # of TRL's output head
@@ -83,7 +85,8 @@ def estimate(recipe: Recipe, shape: BaseShape, *, attention: str | None, device:
     base = weights(shape, recipe.quantization.bits, recipe.quantization.double, work.dtype_bytes)
     scored_bits = 4 if recipe.evaluation.precision == "4bit" else 16
     scored = weights(shape, scored_bits, recipe.quantization.double, work.dtype_bytes)
-    training = [*context, *base, *training_state(recipe, shape, work), *activations(work, shape)]
+    trained = adapter_numbers(recipe, shape)
+    training = [*context, *base, *training_state(recipe, shape), *activations(work, shape, trained)]
     return Estimate(tuple(training), (*context, *scored, *scoring(recipe, shape, work)))
 
 
@@ -134,18 +137,16 @@ def eight_bit_bytes(shape: BaseShape) -> int:
     return shape.quantised + 4 * sum(one.rows for one in shape.linears)
 
 
-def training_state(recipe: Recipe, shape: BaseShape, work: Work) -> list[Component]:
+def training_state(recipe: Recipe, shape: BaseShape) -> list[Component]:
     """What is kept for the numbers that are trained: themselves and their gradients in fp32, the optimizer's state."""
     numbers = adapter_numbers(recipe, shape)
     optim = recipe.training.optim
     state = round(numbers * state_bytes(optim))
     paged = "paged" in optim
-    copies = 0 if work.dtype_bytes == 4 else numbers * work.dtype_bytes
     return [
         Component("adapter", 4 * numbers, f"{numbers:,} trained numbers, fp32"),
         Component("gradients", 4 * numbers, "fp32, as the adapter"),
         Component("optimizer", state, f"{optim}: {state_bytes(optim):.3g} bytes a number" + _paged_reason(paged)),
-        Component("adapter copies", copies, "autocast's, in the computing type"),
     ]
 
 
@@ -161,17 +162,37 @@ def state_bytes(optim: str) -> float:
     return moments * (1 + 4 / 256) if "8bit" in optim or "8_bit" in optim else 8.0
 
 
-def activations(work: Work, shape: BaseShape) -> list[Component]:
-    """What is kept for the backward pass, and the larger of two peaks that do not meet: the loss, and one layer."""
-    kept = stored_bytes(work, shape)
+def activations(work: Work, shape: BaseShape, numbers: int) -> list[Component]:
+    """What is kept for the backward pass, and the larger of two peaks that do not meet: the loss, and one layer.
+
+    Autocast's copies of the adapter are kept from the forward pass on. With checkpointing they are dropped after it,
+    and the backward pass copies one layer's at a time.
+
+    Args:
+        work: The pass.
+        shape: The base.
+        numbers: How many are trained.
+    """
+    copies = 0 if work.dtype_bytes == 4 else numbers * work.dtype_bytes
     loss = logits(work, shape)
     layer = recomputed_bytes(work, shape) + workspace(work, shape)
+    layer += copies // shape.layers if work.checkpointing else 0
     how = ": every layer's input" if work.checkpointing else ", all that backward needs"
-    parts = [Component("activations", kept, f"{work.tokens:,} tokens{how}")]
-    if loss.bytes >= layer:
-        return [*parts, loss]
+    parts = [Component("activations", stored_bytes(work, shape), f"{work.tokens:,} tokens{how}")]
+    meets_loss = loss.bytes + (copies if work.checkpointing else 0) >= layer
+    if meets_loss or not work.checkpointing:
+        parts.append(Component("adapter copies", copies, "autocast's, in the computing type"))
     what = "computed again, gradients" if work.checkpointing else "gradients"
-    return [*parts, Component("layer at work", layer, f"{what}, a weight dequantised")]
+    largest = loss if meets_loss else Component("layer at work", layer, f"{what}, a weight dequantised")
+    return [*parts, largest, *_gaps(work, largest)]
+
+
+def _gaps(work: Work, largest: Component) -> list[Component]:
+    """What torch's allocator holds of a GPU between the blocks that come and go."""
+    if not _cuda(work.device):
+        return []
+    reason = f"torch's allocator's, {_GAPS:.0%} of the {largest.name}"
+    return [Component("gaps", round(_GAPS * largest.bytes), reason)]
 
 
 def workspace(work: Work, shape: BaseShape) -> int:

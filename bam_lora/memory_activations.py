@@ -61,9 +61,9 @@ def layer_bytes(work: Work, shape: BaseShape) -> int:
 def norm_bytes(work: Work, shape: BaseShape) -> int:
     """Every norm: its input in fp32, 4·H; of the two before linear layers the output, c·H, as the adapters' input.
 
-    Norms of queries and keys keep those in fp32.
+    With dropout adapters keep what it gives instead (`lora_bytes`). Norms of queries and keys keep those in fp32.
     """
-    stream = 4 * shape.norms * shape.hidden + 2 * work.dtype_bytes * shape.hidden
+    stream = 4 * shape.norms * shape.hidden + (0 if work.dropout else 2 * work.dtype_bytes * shape.hidden)
     heads = 4 * shape.head_dim * (shape.heads + shape.kv_heads) if shape.head_norms else 0
     return stream + heads
 
@@ -92,12 +92,12 @@ def attention_square_bytes(work: Work, shape: BaseShape) -> int:
 
 
 def mlp_bytes(work: Work, shape: BaseShape) -> int:
-    """Gate, its activation, up, and their product as the last layer's input: 4·c·I.
+    """Gate, its activation, up, and their product as the last layer's input: 4·c·I; with dropout not the last.
 
     Experts hold a copy of the stream for each of those that a token goes through.
     """
     copies = shape.experts_per_token * shape.hidden
-    return work.dtype_bytes * (4 * shape.intermediate + copies)
+    return work.dtype_bytes * ((3 if work.dropout else 4) * shape.intermediate + copies)
 
 
 def lora_bytes(work: Work, shape: BaseShape) -> int:
