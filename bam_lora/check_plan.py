@@ -11,7 +11,7 @@ from bam_lora.check_base import PlannedBase
 from bam_lora.check_machine import Machine, free_disk
 from bam_lora.check_tokens import training_tokens
 from bam_lora.errors import UserError
-from bam_lora.fit import MARGIN
+from bam_lora.fit import left_free
 from bam_lora.memory import Component, Estimate, estimate, readable_bytes
 from bam_lora.memory_disk import Disk, disk_estimate, steps_of_branch
 from bam_lora.memory_host import Host, host_estimate
@@ -142,7 +142,8 @@ def _too_much(what: str, there: int, needed: int, largest: Component) -> UserErr
 
 def _memory_table(plan: Resources) -> list[str]:
     model, machine = plan.model, plan.machine
-    tight = model.peak_bytes > machine.memory_bytes * (1 - MARGIN)
+    free = left_free(machine.memory_bytes)
+    tight = model.peak_bytes > machine.memory_bytes - free
     head = f"about {_gib(model.peak_bytes)} of {_gib(machine.memory_bytes)}, {machine.name} (estimate)"
     lines = [_line("GPU memory", head)]
     parts = {"training": model.training, "scoring": model.scoring}
@@ -152,7 +153,7 @@ def _memory_table(plan: Resources) -> list[str]:
     if machine.assumed and machine.bfloat16 and plan.attention == PACKED:
         lines.append(_line("note", "assumes a GPU from Ampere (RTX 30) on; an older one: --gpu-memory T4"))
     if tight and model.peak_bytes <= machine.memory_bytes:
-        lines.append(_line("note", f"less than {MARGIN:.0%} of the GPU's memory would be free; --fit leaves so much"))
+        lines.append(_line("note", f"less than {_gib(free)} of the GPU's memory would be free; --fit leaves so much"))
     return lines
 
 

@@ -28,8 +28,8 @@ from bam_lora.memory import Estimate, estimate, total
 from bam_lora.memory_shape import BaseShape, Linear
 from bam_lora.recipe import Recipe, recipe_from_dict
 
-MARGIN = 0.08
-"""Share of the memory left free: the allocator's gaps, the display, what an estimate leaves out."""
+_MARGIN = 0.08  # of the memory: what an estimate leaves out
+_DESKTOP_BYTES, _BESIDE_DESKTOP = round(0.8 * 2**30), 0.04  # which on small cards are more
 SMALL_OPTIMIZER = "paged_adamw_8bit"
 _WHOLE_BATCH = 2048  # tokens that keep a GPU busy
 _LARGEST_BATCH = 8192  # tokens
@@ -65,8 +65,17 @@ class Fit:
 
     def to_json(self) -> dict[str, Any]:
         """In plain JSON types."""
-        facts = {"memory_bytes": self.memory_bytes, "margin": MARGIN, "notes": list(self.notes)}
+        facts = {
+            "memory_bytes": self.memory_bytes,
+            "free_bytes": left_free(self.memory_bytes),
+            "notes": list(self.notes),
+        }
         return {"settings": self.settings, **facts, "estimate": self.estimate.to_json()}
+
+
+def left_free(memory_bytes: int) -> int:
+    """What of a card's memory a fit leaves free, in bytes: 8 %, or if that is more 4 % and a desktop's 0.8 GiB."""
+    return round(max(_MARGIN * memory_bytes, _DESKTOP_BYTES + _BESIDE_DESKTOP * memory_bytes))
 
 
 def fit_recipe(
@@ -77,7 +86,7 @@ def fit_recipe(
     Args:
         recipe: The recipe.
         outline: Its base (`memory_shape.shape_of_config`, `shape_of_folder`).
-        memory_bytes: Of the card, all of it; `MARGIN` of it stays free.
+        memory_bytes: Of the card, all of it; `left_free` of it stays free.
         attention: What attention is computed by; None: sdpa, or what the recipe names.
         device: "cuda" or "cpu".
 
@@ -86,7 +95,7 @@ def fit_recipe(
     """
     wanted = recipe.quantization.attention
     attention = attention or (None if wanted == AUTO else wanted)
-    usable = round(memory_bytes * (1 - MARGIN))
+    usable = memory_bytes - left_free(memory_bytes)
     smallest: Estimate | None = None
     for settings in _candidates(recipe, outline, attention):
         found = estimate(with_settings(recipe, settings), outline, attention=attention, device=device)
@@ -105,14 +114,14 @@ def fit_recipe(
 
 
 def _too_large(recipe: Recipe, shape: BaseShape, memory_bytes: int, smallest: Estimate) -> UserError:
-    largest = smallest.largest
+    largest, free = smallest.largest, left_free(memory_bytes)
     most = largest_base(recipe, shape, memory_bytes)
     known = bases_up_to(most)[:2]
     such = f" ({' or '.join(known)})" if known else ""
     smaller = f"Take a base of up to about {most / 1e9:.1f} B parameters{such}" if most else "Take a larger card"
     return UserError.of(
         f"{recipe.base} on {memory_bytes / 2**30:.1f} GiB",
-        expected=f"at most {memory_bytes * (1 - MARGIN) / 2**30:.1f} GiB ({MARGIN:.0%} stay free)",
+        expected=f"at most {(memory_bytes - free) / 2**30:.1f} GiB ({free / 2**30:.1f} GiB stay free)",
         found=f"{smallest.peak_bytes / 2**30:.1f} GiB with the smallest settings, "
         f"{largest.bytes / 2**30:.1f} GiB of it {largest.name}",
         remedy=f"{smaller}, or a lower lora.r",
@@ -191,13 +200,13 @@ def nested(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def largest_base(recipe: Recipe, shape: BaseShape, memory_bytes: int) -> int:
     """Parameters of the largest base of this build, its widths scaled, that fits with the smallest settings; or 0."""
-    small = _smallest_settings(recipe)
-    if estimate(small, scaled(shape, 0.0), attention=FLASH).peak_bytes > memory_bytes * (1 - MARGIN):
+    small, usable = _smallest_settings(recipe), memory_bytes - left_free(memory_bytes)
+    if estimate(small, scaled(shape, 0.0), attention=FLASH).peak_bytes > usable:
         return 0
     low, high = 0.0, 1.0
     for _ in range(20):
         middle = (low + high) / 2
-        fits = estimate(small, scaled(shape, middle), attention=FLASH).peak_bytes <= memory_bytes * (1 - MARGIN)
+        fits = estimate(small, scaled(shape, middle), attention=FLASH).peak_bytes <= usable
         low, high = (middle, high) if fits else (low, middle)
     return scaled(shape, low).parameters
 

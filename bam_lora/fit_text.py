@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bam_lora.errors import UserError
-from bam_lora.fit import MARGIN, Fit, nested
+from bam_lora.fit import Fit, left_free, nested
 from bam_lora.recipe import Recipe
 from bam_lora.recipe_yaml import dump_yaml, read_yaml
 from bam_lora.store import write_text
@@ -22,9 +22,9 @@ def fit_lines(recipe: Recipe, fit: Fit) -> list[str]:
     """What was chosen, for the terminal."""
     training = recipe.training
     step = training.per_device_train_batch_size * training.gradient_accumulation_steps * recipe.data.sequence_length
+    card, free = (size / 2**30 for size in (fit.memory_bytes, left_free(fit.memory_bytes)))
     lines = [
-        f"{'fit':{_LABEL}}into {fit.memory_bytes / 2**30:.1f} GiB with {MARGIN:.0%} left free, at the recipe's "
-        f"{step:,} tokens a step:"
+        f"{'fit':{_LABEL}}into {card:.1f} GiB with {free:.1f} GiB left free, at the recipe's {step:,} tokens a step:"
     ]
     lines += [" " * _LABEL + line for line in yaml_text(fit.settings).splitlines()]
     lines += [f"{'note':{_LABEL}}{note}" for note in fit.notes]
