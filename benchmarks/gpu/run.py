@@ -5,8 +5,9 @@
 Does everything, the most important first, as far as the time goes: a job that by its estimate does not fit into what is
 left is passed over. Results are written after every job; one that fails is recorded with its message, and the next one
 follows. The same command on the same commit goes on from there, also on another machine of the same kind that has only
-the file of results. Models are made here, of random weights, and deleted when no job needs them any more: 52 GB of disk
-suffice, 36 GB where /dev/shm has 17 GB. To try it all on a CPU in minutes: `--device cpu --shapes tiny`.
+the file of results. Models are made here, of random weights, and deleted when no job needs them any more; those of jobs
+that were passed over stay for the next call. 52 GB of disk suffice, 36 GB where /dev/shm has 17 GB. To try it all on a
+CPU in minutes: `--device cpu --shapes tiny`.
 """
 
 from __future__ import annotations
