@@ -52,19 +52,8 @@ def execute(
     work.mkdir(parents=True, exist_ok=True)
     file, out, log = (work / f"job.{end}" for end in ("json", "out", "log"))
     file.write_text(json.dumps(settings), encoding="utf-8")
-    started, late = time.perf_counter(), False
-    with out.open("w") as said, log.open("w") as complained:
-        child = subprocess.Popen(
-            [python, str(script), str(file)], stdin=subprocess.DEVNULL, stdout=said, stderr=complained,
-            env=dict(environ), process_group=0,
-        )  # fmt: skip
-        try:
-            child.wait(seconds)
-        except subprocess.TimeoutExpired:
-            late = True
-        finally:
-            _end(child)
-    status = child.returncode
+    started = time.perf_counter()
+    status, late = _status([python, str(script), str(file)], out, log, seconds, environ)
     try:  # whatever comes after its result, such as the driver's tidying up, takes nothing from it
         found = last_line(out)
     except Failed as error:
@@ -73,6 +62,24 @@ def execute(
             raise Failed(f"{how}; {reason(log)}", tail(log), late=late) from None
         raise Failed(str(error), tail(log)) from None
     return {**found, "wall_seconds": time.perf_counter() - started, **({"exit_status": status} if status else {})}
+
+
+def _status(
+    command: list[str], out: Path, log: Path, seconds: float, environ: Mapping[str, str]
+) -> tuple[int | None, bool]:
+    """Runs a command in a process group of its own; returns its exit status, and whether its time was over."""
+    late = False
+    with out.open("w") as said, log.open("w") as complained:
+        child = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=said, stderr=complained, env=dict(environ), process_group=0
+        )
+        try:
+            child.wait(seconds)
+        except subprocess.TimeoutExpired:
+            late = True
+        finally:
+            _end(child)
+    return child.returncode, late
 
 
 def last_line(out: Path) -> dict[str, Any]:
