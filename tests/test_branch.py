@@ -20,7 +20,7 @@ from bam_lora.errors import Interrupted, UserError
 from bam_lora.interrupt import StopRequest
 from bam_lora.packing import load_rows
 from bam_lora.sft_arguments import checkpointing_name
-from bam_lora.sft_branch import SftBranch
+from bam_lora.sft_branch import SftBranch, as_arrays
 from bam_lora.sources import TextSource
 from bam_lora.store import hash_file
 from bam_lora.views import adapted, branch_view, count_linear_modules
@@ -97,6 +97,22 @@ def weights(folder: Path) -> str:
 
 def state(model: Any) -> dict[str, torch.Tensor]:
     return {name: value.clone() for name, value in model.state_dict().items() if isinstance(value, torch.Tensor)}
+
+
+def test_rows_as_arrays_make_the_same_batch() -> None:
+    from datasets import Dataset
+    from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+
+    ids = [[5, 6, 7, 8], [9, 10, 11]]
+    rows = Dataset.from_dict({"input_ids": ids, "labels": [[-100, 6, 7, -100], ids[1]], "seq_lengths": [[3, 1], [3]]})
+    collate = DataCollatorForLanguageModeling(pad_token_id=0, padding_free=True)
+    arrays = as_arrays(rows)
+    assert type(arrays[0]["input_ids"]).__name__ == "ndarray"
+    lists, found = collate([rows[0], rows[1]]), collate([arrays[0], arrays[1]])
+    assert found.keys() == lists.keys()
+    for name, value in lists.items():
+        assert found[name] is value or torch.equal(torch.as_tensor(found[name]), torch.as_tensor(value)), name
+        assert getattr(found[name], "dtype", None) == getattr(value, "dtype", None), name
 
 
 def test_branch_equals_plain_sft_trainer(

@@ -88,7 +88,9 @@ def test_an_adapter_begins_with_its_seed_whatever_was_drawn_before(
     """TRL 1.10 draws it before it seeds; here a trainer that never seeds stands in its place."""
     monkeypatch.setattr(trl, "SFTTrainer", lambda *args, **others: torch.rand(8))
     if front == "recipe":
-        make = SftBranch(Loading(16), None, None, {"r": 2}, {}, PLAN.steps, PLAN.seed, 16)
+        make = SftBranch(
+            Loading(16), None, datasets.Dataset.from_dict({"input_ids": [[1]]}), {"r": 2}, {}, PLAN.steps, PLAN.seed, 16
+        )
     else:
         arguments = trl.SFTConfig(str(tmp_path), use_cpu=True, report_to="none")
         parts = TrainerParts(trl.SFTTrainer, arguments, None, None)
