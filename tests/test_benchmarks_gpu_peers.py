@@ -43,7 +43,7 @@ def settings(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     text = write_jsonl(tmp_path_factory.mktemp("peers") / "text.jsonl", texts)
     return peer_settings.Settings(
         base=str(tiny_base), text=str(text), length=128, batch=2, accumulation=2, steps=STEPS, rank=4,
-        checkpointing=False, learning_rate=1e-2, seed=3, device="cpu", way="trl-best",
+        checkpointing=False, learning_rate=1e-2, seed=3, device="cpu", way="trl-best", attention="sdpa",
     )  # fmt: skip
 
 
@@ -77,6 +77,7 @@ def test_a_branch_of_ours_learns_as_trl_at_its_best(results: dict[str, Any]) -> 
     assert curves.tolerance_of(best).source == "rounding"
     verdict = curves.compare(best, ours, curves.tolerance_of(best))
     assert verdict.equal, verdict.reason
+    assert verdict.largest == 0  # with the same attention, bit by bit
     assert verdict.steps == STEPS
 
 
