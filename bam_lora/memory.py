@@ -7,6 +7,7 @@ that is computed with (bfloat16: 2).
 from __future__ import annotations
 
 import importlib.util
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -221,7 +222,7 @@ def logits(work: Work, shape: BaseShape) -> Component:
             "logits", size + hidden, f"{tokens:,} tokens x {shape.vocabulary:,}: {work.dtype_bytes} + 12 bytes"
         )
     rows = min(tokens, _TOKEN_TILE)
-    if _cuda(work.device):
+    if _cuda(work.device) and _has_triton():
         return Component("logits", rows * _VOCABULARY_TILE * work.dtype_bytes + hidden,
                          f"a tile of {rows:,} x {_VOCABULARY_TILE:,} at a time")  # fmt: skip
     columns = min(shape.vocabulary, _VOCABULARY_TILE)
@@ -231,6 +232,11 @@ def logits(work: Work, shape: BaseShape) -> Component:
 
 def _tiled_loss() -> bool:
     return importlib.util.find_spec("trl") is not None and importlib.util.find_spec("trl.kernels") is not None
+
+
+def _has_triton() -> bool:
+    """Whether torch brings Triton for a GPU: everywhere but on Windows, where it may be there all the same."""
+    return sys.platform != "win32" or importlib.util.find_spec("triton") is not None
 
 
 def scoring(recipe: Recipe, shape: BaseShape, work: Work) -> list[Component]:

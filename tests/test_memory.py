@@ -199,3 +199,17 @@ def test_the_estimate_survives_json_and_names_what_is_largest() -> None:
 def test_a_config_that_transformers_does_not_know_is_named() -> None:
     with pytest.raises(Exception, match=r"config of org/model: expected a causal language model .* knows, found"):
         shape_of_config({"model_type": "no_such_model"}, "org/model")
+
+
+def test_without_triton_the_loss_works_on_its_tiles_in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "_tiled_loss", lambda: True)
+    config = {"model_type": "llama", **DENSE["llama"], "vocab_size": 65536}
+    shape = shape_of_config(config, "llama")
+    work = memory.work_of(recipe(data={"target": [{"path": "t"}], "sequence_length": 512}), shape, attention="packed",
+                          device="cuda")  # fmt: skip
+    tile = min(work.tokens, 4096) * 32768
+    with_triton = memory.logits(work, shape).bytes
+    monkeypatch.setattr("sys.platform", "win32")
+    monkeypatch.setattr(memory.importlib.util, "find_spec", lambda name: None)
+    # The tile in bfloat16, and in fp32 seven copies and a mask at the peak of TRL's backward pass.
+    assert memory.logits(work, shape).bytes - with_triton == tile * (7 * 4 + 1)
