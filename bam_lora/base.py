@@ -18,7 +18,7 @@ from bam_lora.hub import fetch_model
 from bam_lora.hub_errors import Repository
 from bam_lora.hub_progress import Watch
 from bam_lora.machine import bound_kernel_caches, large_blocks_apart
-from bam_lora.store import hash_file, read_record, write_record
+from bam_lora.store import hash_files, read_record, write_record
 from bam_lora.views import keep_cpu_kernel_differentiable, settle_8bit_state
 
 _HASHES = "base_files.json"
@@ -119,11 +119,13 @@ def file_hashes(base: BaseFiles, cache: Path) -> dict[str, dict[str, Any]]:
     for path in sorted(base.folder.iterdir()):
         if not path.is_file() or not (path.name in shards or path.suffix in {".json", ".model", ".jinja", ".txt"}):
             continue
-        stat = path.stat()
+        stat, before = path.stat(), known.get(path.name, {})
         stamp = {"bytes": stat.st_size, "modified": stat.st_mtime_ns}
-        before = known.get(path.name, {})
-        same = all(before.get(name) == value for name, value in stamp.items())
-        files[path.name] = {**stamp, "sha256": before["sha256"] if same else hash_file(path)}
+        same = stamp.items() <= before.items()
+        files[path.name] = {**stamp, "sha256": before["sha256"] if same else None}
+    unknown = [base.folder / name for name, file in files.items() if file["sha256"] is None]
+    for path, found in zip(unknown, hash_files(unknown), strict=True):
+        files[path.name]["sha256"] = found
     if files != known:
         write_record(cache / _HASHES, str(base.folder), {"files": files})
     return {name: {"bytes": file["bytes"], "sha256": file["sha256"]} for name, file in files.items()}
@@ -140,12 +142,11 @@ def load_tokenizer(folder: Path) -> Any:
     try:
         return AutoTokenizer.from_pretrained(str(folder))
     except Exception as error:
+        found = f"{type(error).__name__}: {first_line(error)}"
         raise UserError.of(
-            f"tokenizer in {folder}",
-            expected="tokenizer.json or tokenizer.model",
-            found=f"{type(error).__name__}: {first_line(error)}",
+            f"tokenizer in {folder}", expected="tokenizer.json or tokenizer.model", found=found,
             remedy="Give a complete model folder",
-        ) from error
+        ) from error  # fmt: skip
 
 
 def context_length(folder: Path) -> int | None:

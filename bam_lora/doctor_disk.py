@@ -10,7 +10,8 @@ from pathlib import Path
 
 from bam_lora.doctor_finding import NOTE, OK, PROBLEM, Finding, gigabytes
 from bam_lora.errors import UserError, first_line
-from bam_lora.store import fsync_path, held, write_text
+from bam_lora.lock_file import held
+from bam_lora.store import fsync_path, write_text
 
 _LITTLE_MEMORY_BYTES = 8e9  # loading a 7 B model in 4 bits and folding it take less, the system wants some too
 _LITTLE_SPACE_BYTES = 20e9  # two folded 3-4 B models, adapters, checkpoints

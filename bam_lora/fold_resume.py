@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from bam_lora.errors import UserError
-from bam_lora.store import fsync_path, hash_file, held, read_record, write_record
+from bam_lora.lock_file import held
+from bam_lora.store import fsync_path, hash_file, read_record, write_record
 
 _KEY_DIGITS = 16
 _HALF = ".part"

@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from bam_lora.errors import UserError
 
 MANIFEST = "done.json"
 _TEMPORARY = ".tmp-"
+_HASHED_AT_ONCE = 4  # disks read no faster by more
 
 
 def digest(value: Any) -> str:
@@ -32,6 +34,15 @@ def hash_file(path: Path) -> str:
     """SHA-256 (hex) of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def hash_files(paths: Sequence[Path]) -> list[str]:
+    """SHA-256 (hex) of each file's bytes, several files at a time where there are cores: one hashes 1 to 2 GB/s."""
+    threads = min(len(paths), (os.cpu_count() or 1) // 2, _HASHED_AT_ONCE)
+    if threads < 2:
+        return [hash_file(path) for path in paths]
+    with ThreadPoolExecutor(threads, thread_name_prefix="hash") as pool:
+        return list(pool.map(hash_file, paths))
 
 
 def fsync_path(path: Path) -> None:
@@ -183,12 +194,11 @@ def verify(folder: Path, key: str | None = None, *, quick: bool = False) -> dict
     if manifest is None:
         return None
     try:
-        for name, stated in manifest["files"].items():
-            path = inside(folder, name)
-            if path.stat().st_size != stated["bytes"]:
-                return None
-            if not quick and hash_file(path) != stated["sha256"]:
-                return None
+        paths = {inside(folder, name): stated for name, stated in manifest["files"].items()}
+        if any(path.stat().st_size != stated["bytes"] for path, stated in paths.items()):
+            return None
+        if not quick and hash_files(list(paths)) != [stated["sha256"] for stated in paths.values()]:
+            return None
     except (OSError, UserError, KeyError, TypeError):
         return None
     return manifest
@@ -206,59 +216,6 @@ def inside(root: Path, name: str) -> Path:
             f"{root}", expected="paths inside this folder", found=repr(name), remedy="The file that names it is damaged"
         )
     return path
-
-
-@contextlib.contextmanager
-def held(lock: Path, what: str) -> Iterator[None]:
-    """Holds a lock file, which is gone afterwards; a killed process holds it no longer, though its file stays.
-
-    Args:
-        lock: The lock file; its folder must exist.
-        what: What is locked, for the message.
-
-    Raises:
-        UserError: If another process (or thread) holds it.
-    """
-    taken = UserError.of(
-        what, expected="no other process writing there", found="one that is running", remedy="Wait for it or stop it"
-    )
-    if os.name == "nt":  # where an open file cannot be deleted, so that no care is needed
-        from filelock import FileLock, Timeout
-
-        try:
-            with FileLock(str(lock), timeout=0):
-                yield
-        except Timeout:
-            raise taken from None
-        return
-    descriptor = _flock(lock)
-    if descriptor is None:
-        raise taken
-    try:
-        yield
-    finally:
-        lock.unlink(
-            missing_ok=True
-        )  # before the lock is given up: whoever waits for this file then sees that it is gone
-        os.close(descriptor)
-
-
-def _flock(lock: Path) -> int | None:
-    """A descriptor of the file at `lock`, locked, or None if it is locked already."""
-    import fcntl  # not on Windows
-
-    while True:
-        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if lock.exists() and lock.stat().st_ino == os.fstat(descriptor).st_ino:
-                return descriptor
-        except BlockingIOError:
-            os.close(descriptor)
-            return None
-        except FileNotFoundError:  # deleted between the two looks
-            pass
-        os.close(descriptor)  # its holder deleted it meanwhile: a lock on it keeps nobody out
 
 
 def sweep(root: Path) -> None:

@@ -123,3 +123,16 @@ def test_files_follow_the_umask(tmp_path: Path) -> None:
     finally:
         os.umask(old)
     assert (tmp_path / "t").stat().st_mode & 0o777 == 0o640
+
+
+@pytest.mark.parametrize("cores", [1, 2, 16])
+def test_many_files_have_the_hashes_of_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cores: int) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    paths = [tmp_path / str(number) for number in range(9)]
+    for number, path in enumerate(paths):
+        path.write_bytes(bytes([number]) * (1000 * number))
+    assert store.hash_files(paths) == [store.hash_file(path) for path in paths]
+    paths[4].unlink()
+    with pytest.raises(FileNotFoundError):
+        store.hash_files(paths)
+    assert store.hash_files([]) == []
