@@ -121,8 +121,7 @@ def file_hashes(base: BaseFiles, cache: Path) -> dict[str, dict[str, Any]]:
             continue
         stat, before = path.stat(), known.get(path.name, {})
         stamp = {"bytes": stat.st_size, "modified": stat.st_mtime_ns}
-        same = stamp.items() <= before.items()
-        files[path.name] = {**stamp, "sha256": before["sha256"] if same else None}
+        files[path.name] = {**stamp, "sha256": before["sha256"] if stamp.items() <= before.items() else None}
     unknown = [base.folder / name for name, file in files.items() if file["sha256"] is None]
     for path, found in zip(unknown, hash_files(unknown), strict=True):
         files[path.name]["sha256"] = found
