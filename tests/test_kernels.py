@@ -15,6 +15,7 @@ from peft import LoraConfig, get_peft_model
 from trainer_runs import arguments, lora, rows
 from transformers import Gemma3TextConfig, GPTNeoConfig, LlamaConfig
 from typer.testing import CliRunner
+from versions import before
 
 from bam_lora import BamConfig, BamTrainer, check_report, doctor_device, kernels, run_choices
 from bam_lora.base import Loading, load_model
@@ -225,6 +226,9 @@ def test_all_branches_of_a_run_go_through_them_and_nothing_else_does(
     assert record["kernels"] == "liger"
 
 
+@pytest.mark.skipif(
+    before("trl", "1.16"), reason="TRL 1.10 trains with the loss of Liger, too, which the stand-in has not"
+)
 @pytest.mark.filterwarnings("ignore:.use_liger_kernel=True. is deprecated:FutureWarning")
 def test_a_script_that_asks_for_them_has_them_in_every_branch(
     tiny_base: Path, tmp_path: Path, calls: Counter[str], monkeypatch: pytest.MonkeyPatch
