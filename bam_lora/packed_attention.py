@@ -113,15 +113,16 @@ def _documents(rows: int, length: int, given: dict[str, Any]) -> Documents | Non
     for key in (at, at + 1, oldest, oldest - 1, at - 2, at // 2, torch.zeros_like(at)):
         key = key.clamp(0, length - 1)
         right &= sees(at, key) == ((oldest <= key) & (key <= at))
-    if not bool(right.all()):
+    # One transfer for all that is asked of a GPU: each waits until everything that is queued there is done.
+    marks = torch.cat([starts.flatten(), right.all()[None]]).cpu()
+    if not bool(marks[-1]):
         return None
-    begins = starts.flatten().nonzero().flatten()
-    offsets = pad(begins, (0, 1), value=rows * length)
+    offsets = pad(marks[:-1].nonzero().flatten(), (0, 1), value=rows * length)
     lengths = tuple(offsets.diff().tolist())
     seen = sum(one * min(one, window or one) for one in lengths)
     if device.type == "cpu" and rows * length <= _FEW_TOKENS and 2 * seen > rows * length**2:
         return None
-    return Documents(lengths, offsets.to(torch.int32), window)
+    return Documents(lengths, offsets.to(device, torch.int32, non_blocking=True), window)
 
 
 def packed_attention(
