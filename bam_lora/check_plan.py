@@ -12,6 +12,7 @@ from bam_lora.check_machine import Machine, free_disk
 from bam_lora.check_tokens import training_tokens
 from bam_lora.errors import UserError
 from bam_lora.fit import left_free
+from bam_lora.kernels import choose_kernels
 from bam_lora.memory import Component, Estimate, estimate, readable_bytes
 from bam_lora.memory_disk import Disk, disk_estimate, steps_of_branch
 from bam_lora.memory_host import Host, host_estimate
@@ -28,6 +29,7 @@ class Resources:
     Attributes:
         machine: What it is planned for.
         attention: What attention is computed by; None: transformers' own choice, sdpa for most models.
+        kernels: The fused kernels of the branches, or None.
         model: Memory of the device that trains.
         host: Memory of the machine.
         disk: Disk below the run's folder.
@@ -39,6 +41,7 @@ class Resources:
 
     machine: Machine
     attention: str | None
+    kernels: str | None
     model: Estimate
     host: Host
     disk: Disk
@@ -73,6 +76,7 @@ class Resources:
         return {
             "machine": self.machine.to_json(),
             "attention": self.attention,
+            "kernels": self.kernels,
             "device_memory": self.model.to_json(),
             "ram": self.host.to_json(),
             "disk": {**self.disk.to_json(), "free_bytes": self.free_disk_bytes},
@@ -97,9 +101,14 @@ def plan_resources(recipe: Recipe, base: PlannedBase, machine: Machine, tokens: 
         base: Its base.
         machine: Where it would run.
         tokens: Training tokens, if they are known; None: as the recipe's limits and files say.
+
+    Raises:
+        UserError: If the recipe asks for kernels that cannot be had here.
     """
     attention = _attention(recipe, base, machine)
-    model = estimate(recipe, base.shape, attention=attention, device=machine.device)
+    # For a card that is not here nobody knows whether the package is there, too: without, a run takes more.
+    kernels = None if machine.assumed else choose_kernels(recipe.training.kernels, base.folder, machine.device)
+    model = estimate(recipe, base.shape, attention=attention, device=machine.device, kernels=kernels)
     tokens = training_tokens(recipe, base.tokenizer) if tokens is None else tokens
     steps = None if tokens is None else recipe.slices * steps_of_branch(recipe, tokens)
     computed = 4 if recipe.quantization.compute_dtype == "float32" else 2
@@ -115,7 +124,7 @@ def plan_resources(recipe: Recipe, base: PlannedBase, machine: Machine, tokens: 
         download_bytes=base.download_bytes,
     )  # fmt: skip
     flops = None if tokens is None else training_flops(recipe, base.shape.parameters, tokens)
-    return Resources(machine, attention, model, host, disk, free_disk(recipe.output), tokens, steps, flops)
+    return Resources(machine, attention, kernels, model, host, disk, free_disk(recipe.output), tokens, steps, flops)
 
 
 def _attention(recipe: Recipe, base: PlannedBase, machine: Machine) -> str | None:

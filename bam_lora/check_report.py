@@ -16,7 +16,6 @@ from bam_lora.compute_types import emulation_note
 from bam_lora.errors import UserError
 from bam_lora.fit import Fit, fit_recipe
 from bam_lora.fit_text import fit_lines
-from bam_lora.kernels import choose_kernels
 from bam_lora.measure_steps import Measured, measure_run
 from bam_lora.memory_host import model_room
 from bam_lora.quiet import quiet_libraries
@@ -92,8 +91,6 @@ def check_everything(
     recipe = chosen.applied(recipe) if chosen is not None else recipe
     text = check_recipe(recipe, base.metadata, base.tokenizer, colour=colour)
     resources = plan_resources(recipe, base, machine)
-    if not machine.assumed:
-        choose_kernels(recipe.training.kernels, base.folder, machine.device)  # raises, if they cannot be had
     short, notes = replay_findings(recipe, base.tokenizer, resources.tokens)
     emulated = _emulation(recipe, base, machine)
     notes = [*notes, *_hybrid_notes(base)]
@@ -125,8 +122,9 @@ def _hybrid_notes(base: PlannedBase) -> list[str]:
 
 def _fitted(recipe: Recipe, base: PlannedBase, machine: Machine) -> Fit:
     """What fits; where the device has no memory of its own, beside what the process takes anyway."""
-    attention = plan_resources(recipe, base, machine).attention
+    plan = plan_resources(recipe, base, machine)
+    how: dict[str, Any] = {"attention": plan.attention, "kernels": plan.kernels}
     if not machine.unified:
-        return fit_recipe(recipe, base.shape, machine.memory_bytes, attention=attention, device=machine.device)
+        return fit_recipe(recipe, base.shape, machine.memory_bytes, device=machine.device, **how)
     room = model_room(machine.ram_bytes)
-    return fit_recipe(recipe, base.shape, room, attention=attention, device="cpu")
+    return fit_recipe(recipe, base.shape, room, device="cpu", **how)

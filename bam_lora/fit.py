@@ -79,8 +79,9 @@ def left_free(memory_bytes: int) -> int:
 
 
 def fit_recipe(
-    recipe: Recipe, outline: BaseShape, memory_bytes: int, *, attention: str | None = None, device: str = "cuda"
-) -> Fit:
+    recipe: Recipe, outline: BaseShape, memory_bytes: int, *, attention: str | None = None, device: str = "cuda",
+    kernels: str | None = None,
+) -> Fit:  # fmt: skip
     """The settings with which a recipe fits.
 
     Args:
@@ -89,23 +90,25 @@ def fit_recipe(
         memory_bytes: Of the card, all of it; `left_free` of it stays free.
         attention: What attention is computed by; None: sdpa, or what the recipe names.
         device: "cuda" or "cpu".
+        kernels: The branches' fused kernels.
 
     Raises:
         UserError: If nothing fits, naming the component that is too large and how large a base may be.
     """
     wanted = recipe.quantization.attention
     attention = attention or (None if wanted == AUTO else wanted)
+    how: dict[str, Any] = {"attention": attention, "device": device, "kernels": kernels}
     usable = memory_bytes - left_free(memory_bytes)
     smallest: Estimate | None = None
     for settings in _candidates(recipe, outline, attention):
-        found = estimate(with_settings(recipe, settings), outline, attention=attention, device=device)
+        found = estimate(with_settings(recipe, settings), outline, **how)
         if smallest is None or total(found.training) < total(smallest.training):
             smallest = found
         if total(found.training) > usable:
             continue
         for scored in _halves(recipe.evaluation.batch_size):
             settings |= {_SCORED: scored} if scored != recipe.evaluation.batch_size else {}
-            found = smallest = estimate(with_settings(recipe, settings), outline, attention=attention, device=device)
+            found = smallest = estimate(with_settings(recipe, settings), outline, **how)
             if found.peak_bytes <= usable:
                 return Fit(settings, found, memory_bytes, _notes(recipe, settings))
         break  # what is scored is too large, whatever is trained

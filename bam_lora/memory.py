@@ -70,7 +70,9 @@ class Estimate:
         return {"peak_bytes": self.peak_bytes, **listed}
 
 
-def estimate(recipe: Recipe, shape: BaseShape, *, attention: str | None, device: str = "cuda") -> Estimate:
+def estimate(
+    recipe: Recipe, shape: BaseShape, *, attention: str | None, device: str = "cuda", kernels: str | None = None
+) -> Estimate:
     """What a run takes of the device it trains on.
 
     Args:
@@ -78,8 +80,9 @@ def estimate(recipe: Recipe, shape: BaseShape, *, attention: str | None, device:
         shape: Its base.
         attention: What attention is computed by, as `choose_attention` says; None: sdpa.
         device: "cuda", or "cpu", whose kernels work otherwise.
+        kernels: The branches' fused kernels, as `choose_kernels` says.
     """
-    work = work_of(recipe, shape, attention=attention, device=device)
+    work = work_of(recipe, shape, attention=attention, device=device, kernels=kernels)
     context = (
         [Component("GPU context", CONTEXT_BYTES, "CUDA, its kernels and cuBLAS; assumed")] if _cuda(device) else []
     )
@@ -91,7 +94,9 @@ def estimate(recipe: Recipe, shape: BaseShape, *, attention: str | None, device:
     return Estimate(tuple(training), (*context, *scored, *scoring(recipe, shape, work)))
 
 
-def work_of(recipe: Recipe, shape: BaseShape, *, attention: str | None, device: str) -> Work:
+def work_of(
+    recipe: Recipe, shape: BaseShape, *, attention: str | None, device: str, kernels: str | None = None
+) -> Work:
     """What one forward and backward pass works on."""
     training = recipe.training
     return Work(
@@ -102,6 +107,7 @@ def work_of(recipe: Recipe, shape: BaseShape, *, attention: str | None, device: 
         rank=recipe.lora.r,
         dropout=recipe.lora.dropout > 0,
         device=device,
+        fused=kernels is not None,
     )
 
 
@@ -248,7 +254,7 @@ def scoring(recipe: Recipe, shape: BaseShape, work: Work) -> list[Component]:
     window = min(shape.context or 2048, (recipe.evaluation.window_bytes or 4096) // 2)
     most = max(1, min(recipe.evaluation.batch_size, LOGITS_BYTES // (window * shape.vocabulary * 4)))
     tokens = most * window
-    one = replace(work, tokens=tokens, checkpointing=False, dropout=False)
+    one = replace(work, tokens=tokens, checkpointing=False, dropout=False, fused=False)
     chunk = min(CHUNK_TOKENS, window) * shape.vocabulary * 12  # fp32 logits, their log-softmax, a copy
     return [
         Component("adapter", 4 * adapter_numbers(recipe, shape), "of the branch that is scored, fp32"),

@@ -23,6 +23,7 @@ class Work:
         rank: Of the adapters.
         dropout: Whether they have dropout.
         device: "cpu" or "cuda".
+        fused: Whether Liger's kernels compute norms and gated activations: they keep what goes in, as it is.
     """
 
     tokens: int
@@ -32,6 +33,7 @@ class Work:
     rank: int
     dropout: bool
     device: str
+    fused: bool = False
 
 
 def stored_bytes(work: Work, shape: BaseShape) -> int:
@@ -59,12 +61,14 @@ def layer_bytes(work: Work, shape: BaseShape) -> int:
 
 
 def norm_bytes(work: Work, shape: BaseShape) -> int:
-    """Every norm: its input in fp32, 4·H; of the two before linear layers the output, c·H, as the adapters' input.
+    """Every norm: its input in fp32, 4·H (fused: as it is, c·H).
 
-    With dropout adapters keep what it gives instead (`lora_bytes`). Norms of queries and keys keep those in fp32.
+    Of the two before linear layers the output, c·H, as the adapters' input; with dropout adapters keep what that gives
+    instead (`lora_bytes`). Norms of queries and keys keep those in fp32, too.
     """
-    stream = 4 * shape.norms * shape.hidden + (0 if work.dropout else 2 * work.dtype_bytes * shape.hidden)
-    heads = 4 * shape.head_dim * (shape.heads + shape.kv_heads) if shape.head_norms else 0
+    kept = work.dtype_bytes if work.fused else 4
+    stream = kept * shape.norms * shape.hidden + (0 if work.dropout else 2 * work.dtype_bytes * shape.hidden)
+    heads = kept * shape.head_dim * (shape.heads + shape.kv_heads) if shape.head_norms else 0
     return stream + heads
 
 
@@ -92,12 +96,14 @@ def attention_square_bytes(work: Work, shape: BaseShape) -> int:
 
 
 def mlp_bytes(work: Work, shape: BaseShape) -> int:
-    """Gate, its activation, up, and their product as the last layer's input: 4·c·I; with dropout not the last.
+    """Gate, its activation, up, and their product as the last layer's input: 4·c·I.
+
+    With dropout without the last, fused without the second.
 
     Experts hold a copy of the stream for each of those that a token goes through.
     """
     copies = shape.experts_per_token * shape.hidden
-    return work.dtype_bytes * ((3 if work.dropout else 4) * shape.intermediate + copies)
+    return work.dtype_bytes * ((4 - work.dropout - work.fused) * shape.intermediate + copies)
 
 
 def lora_bytes(work: Work, shape: BaseShape) -> int:

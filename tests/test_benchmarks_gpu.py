@@ -163,7 +163,8 @@ def test_a_branch_is_measured(made: Path) -> None:
     result = branch_job.main(settings)
     assert len(result["step_seconds"]) == len(result["losses"]) == 3
     assert result["effective"] == {"batch": 2, "accumulation": 1, "checkpointing": False, "length": 32,
-                                   "optimizer": "adamw_torch_fused", "attention": "packed"}  # fmt: skip
+                                   "optimizer": "adamw_torch_fused", "attention": "packed",
+                                   "kernels": None}  # fmt: skip
     assert 50 < result["tokens"][0] <= 64
     assert result["tokens_per_second"] == pytest.approx(result["tokens"][0] / result["step_seconds"][2])
     assert result["adapter_parameters"] == 131072

@@ -213,3 +213,13 @@ def test_without_triton_the_loss_works_on_its_tiles_in_fp32(monkeypatch: pytest.
     monkeypatch.setattr(memory.importlib.util, "find_spec", lambda name: None)
     # The tile in bfloat16, and in fp32 seven copies and a mask at the peak of TRL's backward pass.
     assert memory.logits(work, shape).bytes - with_triton == tile * (7 * 4 + 1)
+
+
+@pytest.mark.parametrize("dropout", [False, True])
+def test_fused_kernels_keep_what_goes_into_norms_and_gates(dropout: bool) -> None:
+    """Llama's widths: a norm's input in bfloat16 in place of fp32, and no activation beside gate and up."""
+    shape = shape_of_config({"model_type": "llama", **DENSE["llama"]}, "llama")
+    work = memory_activations.Work(64, False, "packed", 2, 8, dropout, "cuda")
+    fused = memory_activations.Work(64, False, "packed", 2, 8, dropout, "cuda", fused=True)
+    saved = 2 * 2 * shape.hidden + 2 * shape.intermediate
+    assert memory_activations.layer_bytes(work, shape) - memory_activations.layer_bytes(fused, shape) == 64 * saved

@@ -34,6 +34,7 @@ class Planned:
     recipe: Any
     outline: Any
     attention: str | None
+    kernels: str | None
     estimate: Any
 
 
@@ -52,6 +53,7 @@ def plan(settings: Mapping[str, Any]) -> Planned:
     """The recipe as `check --fit` makes it for the card; without a card, or if it shall not be fitted, as given."""
     from bam_lora.attention import choose_attention
     from bam_lora.fit import fit_recipe
+    from bam_lora.kernels import choose_kernels
     from bam_lora.memory import estimate
     from bam_lora.memory_shape import shape_of_folder
     from bam_lora.recipe import recipe_from_dict
@@ -60,12 +62,13 @@ def plan(settings: Mapping[str, Any]) -> Planned:
     outline, recipe = shape_of_folder(base), recipe_from_dict(recipe_values(settings, base))
     chosen = recipe.quantization
     attention = choose_attention(chosen.attention, base, chosen.compute_dtype, settings["device"])
+    kernels = choose_kernels(recipe.training.kernels, base, settings["device"])
+    how: dict[str, Any] = {"attention": attention, "device": settings["device"], "kernels": kernels}
     if settings["card_gib"] is not None and settings.get("fit", True):
         memory = round(settings["card_gib"] * GIB)
-        fit = fit_recipe(recipe, outline, memory, attention=attention, device=settings["device"])
+        fit = fit_recipe(recipe, outline, memory, **how)
         recipe = fit.applied(recipe)
-    found = estimate(recipe, outline, attention=attention, device=settings["device"])
-    return Planned(recipe, outline, attention, found)
+    return Planned(recipe, outline, attention, kernels, estimate(recipe, outline, **how))
 
 
 def recipe_values(settings: Mapping[str, Any], base: Path) -> dict[str, Any]:
@@ -111,7 +114,9 @@ def train(settings: Mapping[str, Any], planned: Planned, work: Path, peak: Devic
 
     lengths = [sum(row) for row in rows["seq_lengths"]]
     tokens = round(statistics.mean(lengths) * rows_of_step(recipe) * steps)
-    todo = BranchJob("branch", key="benchmark", steps=steps, tokens=tokens, base_name=str(base))
+    todo = BranchJob(
+        "branch", key="benchmark", steps=steps, tokens=tokens, base_name=str(base), kernels=planned.kernels
+    )
     facts = train_branch(model, todo, work / "branch", make, on_step=on_step, stop=StopRequest())
     return {
         "load_seconds": loaded - started,
@@ -186,6 +191,7 @@ def result(planned: Planned, measured: dict[str, Any]) -> dict[str, Any]:
         "length": recipe.data.sequence_length,
         "optimizer": recipe.training.optim,
         "attention": planned.attention or "sdpa",
+        "kernels": planned.kernels,
     }
     speeds = {"median_step_seconds": median, "tokens_per_second": speed, "flops_per_token": per_token}
     return {**measured, **speeds, "flops_per_second": speed * per_token["total"], "effective": used}

@@ -45,6 +45,7 @@ def recipe_of(settings: Mapping[str, Any], work: Path) -> Any:
     """The recipe that is run, with the settings that `check --fit` chooses for the card if there is one."""
     from bam_lora.attention import choose_attention
     from bam_lora.fit import fit_recipe
+    from bam_lora.kernels import choose_kernels
     from bam_lora.memory_shape import shape_of_folder
     from bam_lora.recipe import recipe_from_dict
 
@@ -59,8 +60,9 @@ def recipe_of(settings: Mapping[str, Any], work: Path) -> Any:
         return recipe
     chosen = recipe.quantization
     attention = choose_attention(chosen.attention, base, chosen.compute_dtype, settings["device"])
-    memory = round(settings["card_gib"] * GIB)
-    fit = fit_recipe(recipe, shape_of_folder(base), memory, attention=attention, device=settings["device"])
+    kernels = choose_kernels(recipe.training.kernels, base, settings["device"])
+    how: dict[str, Any] = {"attention": attention, "device": settings["device"], "kernels": kernels}
+    fit = fit_recipe(recipe, shape_of_folder(base), round(settings["card_gib"] * GIB), **how)
     return fit.applied(recipe)
 
 
