@@ -155,7 +155,7 @@ def _memory_table(plan: Resources) -> list[str]:
     tight = model.peak_bytes > machine.memory_bytes - free
     head = f"about {_gib(model.peak_bytes)} of {_gib(machine.memory_bytes)}, {machine.name} (estimate)"
     lines = [_line("GPU memory", head)]
-    parts = {"training": model.training, "scoring": model.scoring}
+    parts = model.phases
     for name in sorted(parts, key=lambda name: -_sum(parts[name])):  # the smaller one in a line
         lines.append(_title(f"{name}: {_gib(_sum(parts[name]))}"))
         lines += _rows(parts[name]) if len(lines) == 2 else []

@@ -102,9 +102,9 @@ def fit_recipe(
     smallest: Estimate | None = None
     for settings in _candidates(recipe, outline, attention):
         found = estimate(with_settings(recipe, settings), outline, **how)
-        if smallest is None or total(found.training) < total(smallest.training):
+        if smallest is None or _trained(found) < _trained(smallest):
             smallest = found
-        if total(found.training) > usable:
+        if _trained(found) > usable:
             continue
         for scored in _halves(recipe.evaluation.batch_size):
             settings |= {_SCORED: scored} if scored != recipe.evaluation.batch_size else {}
@@ -114,6 +114,11 @@ def fit_recipe(
         break  # what is scored is too large, whatever is trained
     assert smallest is not None
     raise _too_large(recipe, outline, memory_bytes, smallest)
+
+
+def _trained(found: Estimate) -> int:
+    """What training takes, or learning the merge weights, which goes by the same settings."""
+    return max(total(found.training), total(found.merging))
 
 
 def _too_large(recipe: Recipe, shape: BaseShape, memory_bytes: int, smallest: Estimate) -> UserError:

@@ -35,7 +35,7 @@ _SCALE = {"float16": 4096.0}
 _MULTIPLE = 64
 # A branch's loss never holds all of a batch's logits, so there may be no room for them: what they may take at most, for
 # each of them (themselves, a copy, the gradient in 16 bits), and in fp32.
-_LOGITS_BYTES, _LOGIT_BYTES, _CHUNK_BYTES = 1 << 30, 6, 1 << 26
+_LOGITS_BYTES, _LOGIT_BYTES, CHUNK_BYTES = 1 << 30, 6, 1 << 26
 _FEWEST_STEPS = 8  # below which a step sees fewer windows
 
 
@@ -277,7 +277,7 @@ def _bits(view: Any, rows: Sequence[Window], settings: Scoring) -> torch.Tensor:
 
 def _nats(logits_tv: torch.Tensor, labels_t: torch.Tensor) -> torch.Tensor:
     """The sum of the losses; in fp32 are only the logits of some tokens at a time, in the backward pass too."""
-    step = max(1, _CHUNK_BYTES // (4 * logits_tv.shape[1]))
+    step = max(1, CHUNK_BYTES // (4 * logits_tv.shape[1]))
     if len(labels_t) <= step:
         return _cross_entropy(logits_tv, labels_t)
     parts = zip(logits_tv.split(step), labels_t.split(step), strict=True)
@@ -291,5 +291,9 @@ def _cross_entropy(logits_tv: torch.Tensor, labels_t: torch.Tensor) -> torch.Ten
 
 def fitting_tokens(model: Any, batch_tokens: int) -> int:
     """How many tokens of a batch have logits that fit: so many, or fewer with a large vocabulary."""
-    vocabulary = int(model.config.get_text_config().vocab_size)
+    return fitting(int(model.config.get_text_config().vocab_size), batch_tokens)
+
+
+def fitting(vocabulary: int, batch_tokens: int) -> int:
+    """The same for a vocabulary of so many tokens."""
     return min(batch_tokens, max(1, _LOGITS_BYTES // (_LOGIT_BYTES * vocabulary)))

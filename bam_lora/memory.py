@@ -22,6 +22,7 @@ CONTEXT_BYTES = 600_000_000
 """What CUDA itself takes of a card: its context, kernels, cuBLAS. Not measured; NVIDIA's drivers differ."""
 _GAPS = 0.25
 """Of the layer at work or the loss; from the allocator in numbers (benchmarks/allocations), 21 cases."""
+_PHASES = ("training", "scoring", "merging")
 _BLOCK = 64  # weights to one 4-bit scale
 _NESTED_BLOCK = 256  # scales to one scale of their own, with double quantisation
 _TOKEN_TILE, _VOCABULARY_TILE = 4096, 32768  # of TRL's output head
@@ -47,26 +48,31 @@ class Estimate:
     Attributes:
         training: Components that are there at once at the peak of a training step.
         scoring: The same while models are scored.
+        merging: The same while merge weights are learned or searched; empty where they are not.
     """
 
     training: tuple[Component, ...]
     scoring: tuple[Component, ...]
+    merging: tuple[Component, ...] = ()
+
+    @property
+    def phases(self) -> dict[str, tuple[Component, ...]]:
+        """All of them by name, without one that the run has not."""
+        return {name: parts for name in _PHASES if (parts := getattr(self, name))}
 
     @property
     def peak_bytes(self) -> int:
-        """The larger of the two peaks."""
-        return max(sum(one.bytes for one in part) for part in (self.training, self.scoring))
+        """The largest of their peaks."""
+        return max(map(total, self.phases.values()))
 
     @property
     def largest(self) -> Component:
         """The component that takes most at the peak."""
-        parts = max((self.training, self.scoring), key=lambda part: sum(one.bytes for one in part))
-        return max(parts, key=lambda one: one.bytes)
+        return max(max(self.phases.values(), key=total), key=lambda one: one.bytes)
 
     def to_json(self) -> dict[str, Any]:
         """In plain JSON types."""
-        parts = {"training": self.training, "scoring": self.scoring}
-        listed = {key: [vars(one) for one in part] for key, part in parts.items()}
+        listed = {name: [vars(one) for one in parts] for name, parts in self.phases.items()}
         return {"peak_bytes": self.peak_bytes, **listed}
 
 
@@ -82,6 +88,8 @@ def estimate(
         device: "cuda", or "cpu", whose kernels work otherwise.
         kernels: The branches' fused kernels, as `choose_kernels` says.
     """
+    from bam_lora.memory_merging import merging  # which is made of the parts below
+
     work = work_of(recipe, shape, attention=attention, device=device, kernels=kernels)
     context = (
         [Component("GPU context", CONTEXT_BYTES, "CUDA, its kernels and cuBLAS; assumed")] if _cuda(device) else []
@@ -91,7 +99,9 @@ def estimate(
     scored = weights(shape, scored_bits, recipe.quantization.double, work.dtype_bytes)
     trained = adapter_numbers(recipe, shape)
     training = [*context, *base, *training_state(recipe, shape), *activations(work, shape, trained)]
-    return Estimate(tuple(training), (*context, *scored, *scoring(recipe, shape, work)))
+    merged = merging(recipe, shape, device)
+    found = (*context, *scored, *scoring(recipe, shape, work)), (*context, *merged) if merged else ()
+    return Estimate(tuple(training), *found)
 
 
 def work_of(
@@ -191,10 +201,10 @@ def activations(work: Work, shape: BaseShape, numbers: int) -> list[Component]:
         parts.append(Component("adapter copies", copies, "autocast's, in the computing type"))
     what = "computed again, gradients" if work.checkpointing else "gradients"
     largest = loss if meets_loss else Component("layer at work", layer, f"{what}, a weight dequantised")
-    return [*parts, largest, *_gaps(work, largest)]
+    return [*parts, largest, *gaps(work, largest)]
 
 
-def _gaps(work: Work, largest: Component) -> list[Component]:
+def gaps(work: Work, largest: Component) -> list[Component]:
     """What torch's allocator holds of a GPU between the blocks that come and go."""
     if not _cuda(work.device):
         return []
@@ -276,7 +286,7 @@ def total(components: Iterable[Component]) -> int:
 
 def from_json(value: Mapping[str, Any]) -> Estimate:
     """The estimate that `Estimate.to_json` wrote."""
-    return Estimate(*(tuple(Component(**one) for one in value[key]) for key in ("training", "scoring")))
+    return Estimate(**{name: tuple(Component(**one) for one in value.get(name, ())) for name in _PHASES})
 
 
 def _cuda(device: str) -> bool:

@@ -76,7 +76,7 @@ def host_estimate(
         return Host((*process, driver), mapped)
     if compiled:
         process.append(Component("kernels", KERNELS_BYTES, "compiled by oneDNN, the last ones kept"))
-    peaks = [[*process, *(_own(part) if same_type else part), _heap(part)] for part in (model.training, model.scoring)]
+    peaks = [[*process, *(_own(part) if same_type else part), _heap(part)] for part in model.phases.values()]
     return Host(tuple(max(peaks, key=total)), mapped)
 
 

@@ -40,8 +40,13 @@ def past_folders(directory: RunDirectory, plan: Plan, number: int, dtype: str) -
     """
     earlier = [branch for one in plan.iterations[: number - 1] for branch in one.branches]
     earlier.sort(key=lambda branch: (-branch.iteration, branch.branch))
-    room = max(0, _ROOM[dtype] - len(plan.iterations[number - 1].branches))
+    room = room_for_deltas(dtype, len(plan.iterations[number - 1].branches))
     return [directory.branch(branch.iteration, branch.branch) / ADAPTER for branch in earlier][:room]
+
+
+def room_for_deltas(dtype: str, branches: int) -> int:
+    """How many deltas of earlier iterations may stand beside those of so many branches, held in a type."""
+    return max(0, _ROOM[dtype] - branches)
 
 
 class _Factors(Mapping[str, Sequence[Factors | None]]):

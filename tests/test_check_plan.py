@@ -62,6 +62,16 @@ def test_the_plan_is_readable_at_80_columns(tiny_base: Path, files: Path) -> Non
             assert words in text
 
 
+def test_learned_weights_are_a_phase_of_their_own(tiny_base: Path, files: Path) -> None:
+    sets = [{"path": str(files / "english.jsonl")}]
+    merge = {"slices": 3, "branches": 2, "merge": {"weights": "learned"}}
+    chosen = {"target": sets, "source": sets}
+    plan = planned(tiny_base, files, find_machine(Card(12 * GIB)), bam=merge, selection=chosen)
+    assert any(line.strip().startswith("merging: ") for line in plan.lines())
+    assert max(map(len, plan.lines())) <= 80
+    assert plan.to_json()["device_memory"]["merging"]
+
+
 def test_the_parts_add_up(tiny_base: Path, files: Path) -> None:
     found = planned(tiny_base, files, find_machine(Card(12 * GIB))).to_json()
     memory, disk = found["device_memory"], found["disk"]
