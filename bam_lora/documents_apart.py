@@ -77,6 +77,7 @@ class _Apart:
             )  # fmt: skip
         import torch
 
+        _call_out_proj(self)
         given = {name: value for name, value in given.items() if name not in _BOUNDARIES}
         lengths = _lengths(position_ids)
         documents = row[0].split(lengths)
@@ -103,6 +104,17 @@ def _routed(output: Any, place: int, rows: int, length: int) -> list[Any] | None
     if not layers:
         return None
     return [one.view(rows, -1, one.shape[-1])[place, :length] for one in layers if one is not None]
+
+
+def _call_out_proj(decoder: Any) -> None:
+    """Has Mamba-2 layers call their last linear layer.
+
+    In training mode the kernel of mamba-ssm multiplies by its weight itself: by 4-bit codes, and past its adapter.
+    Nothing else of such a layer goes by its own mode, which training sets again and again.
+    """
+    for module in decoder.modules():
+        if hasattr(module, "A_log") and hasattr(module, "out_proj"):
+            module.training = False
 
 
 def _lengths(position_ids: Any) -> list[int]:

@@ -94,6 +94,21 @@ def test_what_is_no_packed_row_goes_its_own_way(tiny_base: Path) -> None:
     assert type(plain.get_decoder()) is kind
 
 
+def test_a_kernel_that_passes_by_the_last_layer_of_a_state_is_not_called(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With mamba-ssm it would multiply by 4-bit codes, and leave the layer's adapter out."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("the fused kernel")
+
+    monkeypatch.setattr("transformers.models.bamba.modeling_bamba.mamba2_split_conv1d_scan_combined", refuse)
+    model = hybrid("bamba").train()
+    with pytest.raises(AssertionError, match="the fused kernel"):
+        model(input_ids=documents()[0], use_cache=False)
+    settle_hybrid(model)
+    model(**packed(documents()), use_cache=False).logits.sum().backward()
+    assert model.get_submodule("model.layers.0.mamba.out_proj").weight.grad.abs().sum() > 0
+
+
 def test_documents_of_like_length_go_together() -> None:
     lengths = [100, 5, 90, 60, 4, 4, 70]
     groups = list(_groups(lengths))
