@@ -32,7 +32,12 @@ from bam_lora.vocabulary import require_fresh_base
 
 
 def check_recipe(
-    recipe: Recipe, base: BaseMetadata | None = None, tokenizer: Any = None, *, colour: bool = False
+    recipe: Recipe,
+    base: BaseMetadata | None = None,
+    tokenizer: Any = None,
+    *,
+    colour: bool = False,
+    by_document: bool | None = None,
 ) -> str:
     """Looks at everything a recipe names and says what a run will do.
 
@@ -41,6 +46,7 @@ def check_recipe(
         base: Its base, where it has been looked at already.
         tokenizer: The base's, where it is loaded already.
         colour: Mark the trained tokens by colour, for a terminal, not by brackets.
+        by_document: Whether documents of a packed row are gone through apart; None: as on this machine.
 
     Returns:
         Lines for the terminal: base, sources with their columns and a row, iterations.
@@ -76,7 +82,7 @@ def check_recipe(
         )
     require_groups(recipe)
     lines += _vocabulary_lines(recipe, folder) + data_lines(recipe, tokenizer) + _plan_lines(recipe)
-    lines += batch_lines(recipe, folder, _parameters(checkpoint))
+    lines += batch_lines(recipe, folder, _parameters(checkpoint), by_document=by_document)
     return "\n".join(lines)
 
 

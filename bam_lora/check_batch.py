@@ -18,16 +18,20 @@ from bam_lora.recipe import Recipe
 _MOST_EXTRA_ATTENTION = 0.4
 
 
-def batch_lines(recipe: Recipe, folder: Path, parameters: int) -> list[str]:
+def batch_lines(recipe: Recipe, folder: Path, parameters: int, *, by_document: bool | None = None) -> list[str]:
     """Says so where smaller batches, with more accumulation, would take the same steps in less time.
 
     Args:
         recipe: What will be trained.
         folder: The base.
         parameters: Its numbers.
+        by_document: Whether documents of a packed row are gone through apart; None: as on this machine.
     """
     quantization, training = recipe.quantization, recipe.training
-    if choose_attention(quantization.attention, folder, quantization.compute_dtype, device()) in BY_DOCUMENT:
+    if by_document is None:
+        chosen = choose_attention(quantization.attention, folder, quantization.compute_dtype, device())
+        by_document = chosen in BY_DOCUMENT
+    if by_document:
         return []
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     config = config.get("text_config", config)

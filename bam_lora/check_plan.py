@@ -105,7 +105,7 @@ def plan_resources(recipe: Recipe, base: PlannedBase, machine: Machine, tokens: 
     Raises:
         UserError: If the recipe asks for kernels that cannot be had here.
     """
-    attention = _attention(recipe, base, machine)
+    attention = planned_attention(recipe, base, machine)
     # For a card that is not here nobody knows whether the package is there, too: without, a run takes more.
     kernels = None if machine.assumed else choose_kernels(recipe.training.kernels, base.folder, machine.device)
     model = estimate(recipe, base.shape, attention=attention, device=machine.device, kernels=kernels)
@@ -127,7 +127,8 @@ def plan_resources(recipe: Recipe, base: PlannedBase, machine: Machine, tokens: 
     return Resources(machine, attention, kernels, model, host, disk, free_disk(recipe.output), tokens, steps, flops)
 
 
-def _attention(recipe: Recipe, base: PlannedBase, machine: Machine) -> str | None:
+def planned_attention(recipe: Recipe, base: PlannedBase, machine: Machine) -> str | None:
+    """What attention is computed by on a machine; None: transformers' own choice."""
     wanted, computed, shape = recipe.quantization.attention, recipe.quantization.compute_dtype, base.shape
     if machine.assumed and machine.device != "cpu":
         return assumed_attention(wanted, computed, newer=machine.bfloat16, packed=shape.packed, flash=shape.flash)

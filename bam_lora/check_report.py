@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from bam_lora.attention import BY_DOCUMENT
 from bam_lora.cards import parse_card
 from bam_lora.check import check_recipe
 from bam_lora.check_base import PlannedBase, planned_base
 from bam_lora.check_limits import limit_lines
 from bam_lora.check_machine import Machine, find_machine
-from bam_lora.check_plan import Resources, plan_resources
+from bam_lora.check_plan import Resources, plan_resources, planned_attention
 from bam_lora.check_tokens import replay_findings
 from bam_lora.compute_types import emulation_note
 from bam_lora.errors import UserError
@@ -89,7 +90,8 @@ def check_everything(
     base = planned_base(recipe)
     chosen = _fitted(recipe, base, machine) if fit else None
     recipe = chosen.applied(recipe) if chosen is not None else recipe
-    text = check_recipe(recipe, base.metadata, base.tokenizer, colour=colour)
+    apart = base.shape.hybrid or planned_attention(recipe, base, machine) in BY_DOCUMENT
+    text = check_recipe(recipe, base.metadata, base.tokenizer, colour=colour, by_document=apart)
     resources = plan_resources(recipe, base, machine)
     short, notes = replay_findings(recipe, base.tokenizer, resources.tokens)
     emulated = _emulation(recipe, base, machine)

@@ -176,7 +176,7 @@ def _batches(rows: int, length: int, shape: BaseShape, attention: str | None) ->
         size for size in range(1, rows + 1) if rows % size == 0 and (size == 1 or size * length <= _LARGEST_BATCH)
     ]
     largest = max(fitting)
-    if attention not in BY_DOCUMENT:
+    if attention not in BY_DOCUMENT and not shape.hybrid:
         largest = smaller_batch(largest, length, shape.hidden * shape.layers, shape.parameters)
     return [size for size in reversed(fitting) if size <= largest]
 

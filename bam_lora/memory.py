@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from bam_lora.attention import FLASH
 from bam_lora.evaluate import CHUNK_TOKENS, LOGITS_BYTES
 from bam_lora.memory_activations import Work, layer_bytes, recomputed_bytes, stored_bytes
 from bam_lora.memory_adapter import adapter_numbers
@@ -112,7 +113,7 @@ def work_of(
     return Work(
         tokens=training.per_device_train_batch_size * recipe.data.sequence_length,
         checkpointing=training.checkpointing,
-        attention=attention or "sdpa",
+        attention=FLASH if shape.hybrid else attention or "sdpa",  # a hybrid's documents go apart: no mask of T²
         dtype_bytes=4 if recipe.quantization.compute_dtype == "float32" else 2,
         rank=recipe.lora.r,
         dropout=recipe.lora.dropout > 0,

@@ -40,6 +40,13 @@ def described(base: Path, folder: Path, attention: str = "sdpa", **training: Any
     return check_recipe(recipe_from_dict(values))
 
 
+def batch_note(base: Path, folder: Path, *, by_document: bool) -> bool:
+    """Whether a large batch is advised against for a machine that goes through documents apart, or does not."""
+    values = {"base": str(base), "output": "run", "data": {"target": [{"path": "x.txt"}], "sequence_length": 128},
+              "training": {"per_device_train_batch_size": 64}}  # fmt: skip
+    return bool(check_batch.batch_lines(recipe_from_dict(values), base, 10**5, by_document=by_document))
+
+
 def test_check_names_a_batch_and_its_accumulation(
     tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -52,5 +59,7 @@ def test_check_names_a_batch_and_its_accumulation(
     assert "64 packed sequences of 128 tokens are one row of 8,192" in note
     assert "packed sequences" not in described(tiny_base, tmp_path, per_device_train_batch_size=1)
     assert "packed sequences" not in described(tiny_base, tmp_path, "packed", per_device_train_batch_size=64)
+    assert batch_note(tiny_base, tmp_path, by_document=False)
+    assert not batch_note(tiny_base, tmp_path, by_document=True)
     monkeypatch.setattr(check_batch, "choose_attention", lambda *given: "flash_attention_2")
     assert "packed sequences" not in described(tiny_base, tmp_path, per_device_train_batch_size=64)

@@ -172,6 +172,9 @@ def test_a_card_without_bfloat16_is_told_before_all_else(recipe_file: Path) -> N
     said = call(recipe_file, "--gpu-memory", "T4").stdout.splitlines()
     assert said[0].startswith(told)
     assert "quantization.compute_dtype: float16" in said[0]
+    large = ("--set", "training.per_device_train_batch_size=64", "--set", "training.gradient_accumulation_steps=2")
+    assert "packed sequences of" in call(recipe_file, "--gpu-memory", "T4", *large).stdout
+    assert "packed sequences of" not in call(recipe_file, "--gpu-memory", "12GB", *large).stdout
     for arguments in (("T4", "--set", "quantization.compute_dtype=float16"), ("12GB",)):
         assert "no bfloat16" not in call(recipe_file, "--gpu-memory", *arguments).stdout
 
