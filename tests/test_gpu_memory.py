@@ -204,7 +204,7 @@ def test_the_loss_in_parts_is_the_loss(monkeypatch: pytest.MonkeyPatch) -> None:
     labels[::7] = -100
     whole = _cross_entropy(logits, labels)
     (expected,) = torch.autograd.grad(whole, logits)
-    monkeypatch.setattr(learned_weights, "_CHUNK_BYTES", 4 * 16 * 8)
+    monkeypatch.setattr(learned_weights, "CHUNK_BYTES", 4 * 16 * 8)
     parts = _nats(logits, labels)
     (found,) = torch.autograd.grad(parts, logits)
     assert parts.item() == pytest.approx(whole.item(), rel=1e-6)
