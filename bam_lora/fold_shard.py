@@ -116,14 +116,28 @@ class ShardFolder:
                 finish(shard, self.write(shard, place(shard.name)))
             return
         with ThreadPoolExecutor(self._writers, thread_name_prefix="write") as writers:
-            under_way = {writers.submit(self.write, shard, place(shard.name)): shard for shard in shards}
+            under_way = {writers.submit(self._write_or_end, shard, place(shard.name)): shard for shard in shards}
             try:
                 for done in as_completed(under_way):
-                    finish(under_way[done], done.result())
+                    if not isinstance(done.exception(), _Ended):  # what has ended it comes by, too
+                        finish(under_way[done], done.result())
             except BaseException:
                 self._ended.set()
                 writers.shutdown(cancel_futures=True)
                 raise
+
+    def _write_or_end(self, shard: OutputShard, target: Path) -> Written:
+        """Writes a shard, and where it fails ends the others before this thread takes up the next one.
+
+        The blocks of a shard that is given up keep their buffers: with those of one more there would be too few.
+        """
+        if self._ended.is_set():
+            raise _Ended
+        try:
+            return self.write(shard, target)
+        except BaseException:
+            self._ended.set()
+            raise
 
     def write(self, shard: OutputShard, target: Path) -> Written:
         """Writes a folded shard.

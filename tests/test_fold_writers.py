@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from concurrent.futures import as_completed
 from pathlib import Path
 from typing import Any
 
@@ -121,3 +122,31 @@ def test_an_interrupt_ends_the_other_shards_at_their_next_block_and_the_next_cal
     assert [path.name for path in (part / "model").iterdir()] == [first]
     assert run(small)["resumed_shards"] == 1
     assert contents(small.out) == contents(small.out.with_name("reference"))
+
+
+def test_after_a_failure_no_further_shard_is_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was given up keeps its buffers: the blocks of further shards would wait for some for ever."""
+    shapes = {f"model.layers.{number}.up_proj": (8, 8) for number in range(2 * SHARDS)}
+    base = write_base(tmp_path / "base", {f"{name}.weight": torch.ones(8, 8) for name in shapes}, shards=2 * SHARDS)
+    small = Small(base, random_adapter(tmp_path / "a", shapes), tmp_path / "out")
+    together, begun, put = threading.Barrier(SHARDS, timeout=60), list[str](), fold_shard.ShardFolder._put
+
+    def fail(this: Any, file: Any, data: Any, sha: Any) -> None:
+        if file.name in begun:
+            put(this, file, data, sha)
+            return
+        begun.append(file.name)
+        if len(begun) <= SHARDS and together.wait() == 0:
+            raise UserError("a faulty tensor")
+        assert this._ended.wait(5)
+
+    def last_first(futures: Any) -> Any:
+        """The caller hears late of the failure, and first of what it has ended."""
+        done = list(as_completed(futures))
+        return sorted(done, key=lambda one: not isinstance(one.exception(), fold_shard._Ended))
+
+    monkeypatch.setattr(fold_shard.ShardFolder, "_put", fail)
+    monkeypatch.setattr(fold_shard, "as_completed", last_first)
+    with pytest.raises(UserError, match="a faulty tensor"):
+        run(small)
+    assert len(begun) == SHARDS
