@@ -10,6 +10,7 @@ D: documents of a group, L: tokens of the longest, T: tokens of the packed row, 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -120,8 +121,8 @@ def _call_out_proj(decoder: Any) -> None:
 def _lengths(position_ids: Any) -> list[int]:
     """Tokens of each document of a row, from their positions, [1, T] or, with several axes, [axes, 1, T]."""
     begins = (position_ids.flatten(0, -2)[0] == 0).nonzero().flatten().tolist()
-    ends = [*begins[1:], position_ids.shape[-1]]
-    return [end - begin for begin, end in zip([0, *begins[1:]], ends, strict=True)]
+    begins = begins if begins[:1] == [0] else [0, *begins]  # a row of a script's own may begin within a document
+    return [end - begin for begin, end in itertools.pairwise([*begins, position_ids.shape[-1]])]
 
 
 def _groups(lengths: Sequence[int]) -> Iterator[list[int]]:

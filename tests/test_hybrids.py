@@ -14,7 +14,7 @@ from hybrid_models import HYBRID_MODELS, hybrid, hybrid_base
 from test_loop import recipe
 
 from bam_lora.check_report import check_everything
-from bam_lora.documents_apart import _groups, is_hybrid, settle_hybrid
+from bam_lora.documents_apart import _groups, _lengths, is_hybrid, settle_hybrid
 from bam_lora.errors import UserError
 from bam_lora.loop import run
 
@@ -107,6 +107,15 @@ def test_a_kernel_that_passes_by_the_last_layer_of_a_state_is_not_called(monkeyp
     settle_hybrid(model)
     model(**packed(documents()), use_cache=False).logits.sum().backward()
     assert model.get_submodule("model.layers.0.mamba.out_proj").weight.grad.abs().sum() > 0
+
+
+def test_a_document_begins_where_positions_begin_anew() -> None:
+    for positions, lengths in (
+        ([0, 1, 2, 0, 1, 0], [3, 2, 1]), ([5, 6, 0, 1, 2], [2, 3]), ([4, 5, 6], [3]), ([0], [1]),
+        ([7, 0, 0], [1, 1, 1]),
+    ):  # fmt: skip
+        assert _lengths(torch.tensor([positions])) == lengths
+        assert _lengths(torch.tensor([[positions]] * 3)) == lengths
 
 
 def test_documents_of_like_length_go_together() -> None:
