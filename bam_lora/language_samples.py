@@ -42,16 +42,16 @@ def compare_languages(recipe: Recipe | None, tokenizer: Any, held_out: Sequence[
 
 
 def first_texts(where: TextSource, characters: int) -> list[str]:
-    """The first texts of a source, as many as hold so many characters.
+    """The first texts of a source, as many as hold so many characters; none where those that it chooses come late.
 
     Raises:
         UserError: If it cannot be read.
     """
-    return [text for _, text in first_rows(where, characters)]
+    return [text for _, text in first_rows(where, characters, may_be_empty=True)]
 
 
-def first_rows(where: TextSource, characters: int) -> list[tuple[int, str]]:
-    """The same with their row numbers."""
+def first_rows(where: TextSource, characters: int, *, may_be_empty: bool = False) -> list[tuple[int, str]]:
+    """The same with their row numbers; unless it may be empty, it is an error where none is found soon."""
 
     def until_full(rows: Iterator[tuple[int, str]]) -> Iterator[tuple[int, str]]:
         size = 0
@@ -64,7 +64,7 @@ def first_rows(where: TextSource, characters: int) -> list[tuple[int, str]]:
     with tempfile.TemporaryDirectory() as cache:
         opened = open_source(where, streaming=True, cache=Path(cache))
         if where.where is not None:
-            opened.sample()
+            opened.sample(may_be_empty=may_be_empty)
         texts = _said(where, opened) if where.mode == "chat" else read_texts(where, opened)
         return list(itertools.islice(until_full(texts), _DOCUMENTS))
 

@@ -68,6 +68,7 @@ class OpenSource:
     most_rows: int | None = None  # of which only so many, or fewer, are given
     say: Callable[[str], None] | None = None  # receives a line now and then where its `where` chooses few
     patience_seconds: float | None = None  # how long rows that its `where` chooses are looked for
+    may_be_empty: bool = False  # whether it is no error if none is found among the rows that are looked at
 
     @property
     def left_out(self) -> int:
@@ -80,10 +81,10 @@ class OpenSource:
             self.rows = first_rows(self.rows, rows)
             self.most_rows = rows
 
-    def sample(self) -> None:
+    def sample(self, *, may_be_empty: bool = False) -> None:
         """Looks for rows that its `where` chooses among the first 100,000 only, and for a minute."""
         self.take(_MOST_ROWS)
-        self.patience_seconds = _MOST_SECONDS
+        self.patience_seconds, self.may_be_empty = _MOST_SECONDS, may_be_empty
 
 
 @dataclass(frozen=True)
@@ -215,13 +216,15 @@ def read_rows(
         except StopIteration:
             if opened.filter is not None and not skip_rows:  # what is read on may hold none of it
                 cut = opened.most_rows is not None and opened.filter.read >= opened.most_rows
-                opened.filter.require_found(all_values=opened.most_rows is None, cut=cut)
+                if not (cut and opened.may_be_empty):
+                    opened.filter.require_found(all_values=opened.most_rows is None, cut=cut)
             return
         except Exception as error:
             raise _unreadable(source, error) from error
         if opened.filter is not None and not opened.filter.takes(row):
             if opened.filter.tired:
-                opened.filter.require_found(all_values=False, cut=True)
+                if not opened.may_be_empty:
+                    opened.filter.require_found(all_values=False, cut=True)
                 return
             continue
         if note is not None:

@@ -15,6 +15,7 @@ from bam_lora.check_data import data_lines
 from bam_lora.check_rows import source_lines
 from bam_lora.data import Layout, TrainingSource, prepare
 from bam_lora.errors import UserError
+from bam_lora.language_samples import compare_languages
 from bam_lora.planning import _is, _training_sources
 from bam_lora.recipe import Recipe, dump_recipe, recipe_from_dict
 from bam_lora.row_filter import RowFilter, Where
@@ -300,6 +301,27 @@ def test_check_looks_no_further_than_a_sample(
     scored = recipe(file, {"evaluation": {"target": [wanted]}}, where={"language": "en"})
     [line] = [line for line in data_lines(scored, story_tokenizer) if line.startswith("note        evaluation")]
     assert re.search(r"set held: of 9 documents [1-5] were found soon, where language is 'de'; a run reads on", line)
+
+
+@pytest.mark.parametrize("limit", ["rows", "time"])
+def test_a_run_judges_its_tokenizer_without_rows_that_come_late(
+    file: Path, story_tokenizer: Any, monkeypatch: pytest.MonkeyPatch, limit: str
+) -> None:
+    """The run itself reads on to them; a column that is not there is an error all the same."""
+    monkeypatch.setattr("bam_lora.sources._MOST_ROWS", 8 if limit == "rows" else 100_000)
+    monkeypatch.setattr("bam_lora.sources._MOST_SECONDS", 60.0 if limit == "rows" else 8.0)
+    monkeypatch.setattr("bam_lora.row_filter.time", Clock(0.0 if limit == "rows" else 1.0))
+    late = {"path": str(file), "where": {"text": ROWS[20]["text"]}}
+
+    def compared(replay: dict[str, Any]) -> dict[str, Any]:
+        wanted = recipe(file)
+        data = wanted.data.model_copy(update={"replay": recipe(**replay).data.target})
+        return compare_languages(wanted.model_copy(update={"data": data}), story_tokenizer, [])
+
+    assert compared(late)["source"] is None
+    assert compared({"path": str(file), "where": {"language": "en"}})["source"] is not None
+    with pytest.raises(UserError, match="expected a column 'langauge'"):
+        compared({"path": str(file), "where": {"langauge": "de"}})
 
 
 def test_conversations_are_chosen_too(tmp_path: Path, story_tokenizer: Any) -> None:
