@@ -60,7 +60,7 @@ def make_trainer(settings: Settings, folder: Path, chosen: dict[str, Any]) -> An
         disable_tqdm=True,  # standard output is the result's
         **chosen,
     )
-    set_seed(settings.seed)  # before 1.16 TRL draws the adapter before it seeds
+    set_seed(settings.seed)  # before 1.15 TRL draws the adapter and seeds only then
     return SFTTrainer(
         model=model,
         args=arguments,
