@@ -220,13 +220,15 @@ def flash_attention() -> Iterator[Finding]:
 
 
 def fused_kernels() -> Iterator[Finding]:
-    """Whether a branch can be trained with fused kernels; only where there is a GPU."""
+    """Whether a branch can be trained with fused kernels; only where there is a GPU that has them by `auto`."""
     from bam_lora.base import device
-    from bam_lora.kernels import INSTALL, PACKAGE, package_lacks
+    from bam_lora.kernels import INSTALL, PACKAGE, package_lacks, surely_faster
 
-    if device() != "cuda":
+    if device() != "cuda" or not surely_faster():
         return
     if (found := package_lacks()) is not None:
+        if sys.platform != "linux":  # for others the extra installs nothing
+            return
         yield Finding("kernels", NOTE, f"common models train faster with {PACKAGE}; found {found}", INSTALL)
         return
     version, remedy = metadata.version("liger-kernel"), "Reinstall it for this torch; until then training.kernels: none"

@@ -64,7 +64,7 @@ def choose_kernels(wanted: str, folder: Path, device: str, *, before: Recorded |
     missing = _missing(folder, device)
     if wanted == LIGER and missing is not None:
         raise missing
-    if wanted == AUTO and (missing is not None or not _surely_faster() or (before and before.name != LIGER)):
+    if wanted == AUTO and (missing is not None or not surely_faster() or (before and before.name != LIGER)):
         return None
     return LIGER
 
@@ -103,7 +103,8 @@ def _error(expected: str, found: str, remedy: str) -> UserError:
     return UserError.of(f"training.kernels: {LIGER}", expected=expected, found=found, remedy=remedy)
 
 
-def _surely_faster() -> bool:
+def surely_faster() -> bool:
+    """Whether `auto` takes them on the GPU that is here, if it has the package and knows the model."""
     import torch
 
     return not torch.version.hip and torch.cuda.get_device_capability()[0] >= _CAPABILITY
@@ -146,7 +147,7 @@ def _patch(model: Any) -> None:
 
 def _names() -> dict[str, dict[str, Any]]:
     """What all names mean in the modules that Liger writes to."""
-    modules = [name for name in sys.modules if name.startswith(_PATCHED) or name in _TORCH]
+    modules = [name for name in list(sys.modules) if name.startswith(_PATCHED) or name in _TORCH]
     return {name: dict(vars(sys.modules[name])) for name in modules}
 
 

@@ -255,6 +255,7 @@ def test_doctor_tries_them_where_there_is_a_gpu(monkeypatch: pytest.MonkeyPatch)
     assert list(doctor_device.fused_kernels()) == []
     monkeypatch.setattr("bam_lora.base.device", lambda: "cuda")
     machine(monkeypatch, version=None)
+    monkeypatch.setattr(doctor_device.sys, "platform", "linux")
     (found,) = doctor_device.fused_kernels()
     assert (found.status, found.remedy) == (NOTE, "pip install 'bam-lora[kernels]'")
     assert "found no liger-kernel" in found.text
@@ -271,6 +272,18 @@ def test_doctor_tries_them_where_there_is_a_gpu(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(doctor_device, "norm_error", fails)
     (found,) = doctor_device.fused_kernels()
     assert (found.status, found.text) == (PROBLEM, "liger-kernel 0.8.5 fails: Failed to find C compiler")
+
+
+def test_doctor_advises_no_package_that_would_not_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bam_lora.base.device", lambda: "cuda")
+    machine(monkeypatch, version=None, capability=7)
+    assert list(doctor_device.fused_kernels()) == []
+    machine(monkeypatch, version=None)
+    with monkeypatch.context() as patch:
+        patch.setattr(doctor_device.sys, "platform", "win32")  # where the extra brings nothing
+        assert list(doctor_device.fused_kernels()) == []
+    monkeypatch.setattr(torch.version, "hip", "7.0")
+    assert list(doctor_device.fused_kernels()) == []
 
 
 def test_the_command_names_the_key(tiny_base: Path, german_file: Path, tmp_path: Path) -> None:
