@@ -68,6 +68,7 @@ class _Apart:
         inputs_embeds: Any = None, use_cache: bool | None = None, **given: Any,
     ) -> Any:  # fmt: skip
         """As the decoder's own; of a packed row, [1, T] with positions that begin anew, its output alone."""
+        _call_out_proj(self)
         whole = super().forward  # type: ignore[misc]
         row = input_ids if input_ids is not None else inputs_embeds
         packed = attention_mask is None and position_ids is not None and past_key_values is None and not use_cache
@@ -78,7 +79,6 @@ class _Apart:
             )  # fmt: skip
         import torch
 
-        _call_out_proj(self)
         given = {name: value for name, value in given.items() if name not in _BOUNDARIES}
         lengths = _lengths(position_ids)
         documents = row[0].split(lengths)
