@@ -83,13 +83,14 @@ class ShardFolder:
         pool: Executor,
         *,
         workers: int,
+        shards: int,
         device: str,
         rounding: Rounding,
         progress: Callable[[int], None] | None,
     ) -> None:
         self._changes = changes
         self._pool = pool
-        self._writers = max(1, workers // _WORKERS_TO_A_WRITER)
+        self._writers = max(1, min(shards, workers // _WORKERS_TO_A_WRITER))
         # Enough blocks under way that neither the computing threads nor the writing ones wait for the others.
         self._ahead = 2 * workers // self._writers + 1
         self._computer = BlockComputer(device, buffers=self._writers * (self._ahead + 1), rounding=rounding)
@@ -116,8 +117,8 @@ class ShardFolder:
                 finish(shard, self.write(shard, place(shard.name)))
             return
         with ThreadPoolExecutor(self._writers, thread_name_prefix="write") as writers:
-            under_way = {writers.submit(self._write_or_end, shard, place(shard.name)): shard for shard in shards}
             try:
+                under_way = {writers.submit(self._write_or_end, shard, place(shard.name)): shard for shard in shards}
                 for done in as_completed(under_way):
                     if not isinstance(done.exception(), _Ended):  # what has ended it comes by, too
                         finish(under_way[done], done.result())

@@ -121,7 +121,9 @@ def fold_into(
     note = None if progress is None else lambda count: progress(count, total)
     room = room_for(f"folding on {device}", _LEAVE_OUT if device != "cpu" else "Close what else uses the memory")
     with room, exact_products() as threads, writing(output), _pool(workers := min(threads, _MAXIMUM_WORKERS)) as pool:
-        folder = ShardFolder(changes, pool, workers=workers, device=device, rounding=rounds, progress=note)
+        folder = ShardFolder(
+            changes, pool, workers=workers, shards=len(shards), device=device, rounding=rounds, progress=note
+        )
         check = functools.partial(verify_folded, shards=shards, changes=changes, pool=pool) if verify else None
         facts = write_model_folder(job, folder, output, check=check, progress=note)
     return {"seconds": time.perf_counter() - started, **facts}

@@ -12,7 +12,7 @@ import pytest
 import torch
 from numerics_helpers import SMALL_SHAPES, Small, random_adapter, small_tensors, write_base
 
-from bam_lora import fold_shard
+from bam_lora import fold_blocks, fold_shard
 from bam_lora.adapters import Adapter
 from bam_lora.errors import UserError
 from bam_lora.folding import fold_into
@@ -150,3 +150,21 @@ def test_after_a_failure_no_further_shard_is_begun(tmp_path: Path, monkeypatch: 
     with pytest.raises(UserError, match="a faulty tensor"):
         run(small)
     assert len(begun) == SHARDS
+
+
+def test_one_shard_keeps_all_threads_at_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shapes = {"model.layers.0.up_proj": (64, 64)}
+    base = write_base(tmp_path / "base", {"model.layers.0.up_proj.weight": torch.ones(64, 64)})
+    small = Small(base, random_adapter(tmp_path / "a", shapes), tmp_path / "out")
+    monkeypatch.setattr(fold_blocks, "BLOCK_ELEMENTS", 2 * 64)
+    together, compute, met = threading.Barrier(8, timeout=30), fold_blocks.BlockComputer.compute, set[int]()
+
+    def wait(this: Any, block: Any) -> Any:
+        if threading.get_ident() not in met:
+            met.add(threading.get_ident())
+            together.wait()
+        return compute(this, block)
+
+    monkeypatch.setattr(fold_blocks.BlockComputer, "compute", wait)
+    run(small)
+    assert len(met) == 8
