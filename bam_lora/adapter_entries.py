@@ -84,7 +84,7 @@ class LowRank:
             return A.T.contiguous(), B.T.contiguous()
         if self.layout == "expert":
             rank = self.rank
-            A_ri = A[self.expert * rank : (self.expert + 1) * rank]
+            A_ri = A[self.expert * rank : (self.expert + 1) * rank].clone()  # which holds no other expert's, nor a file
             return B.view(B.shape[0], rank, self.experts)[:, :, self.expert].contiguous(), A_ri
         return B, A
 

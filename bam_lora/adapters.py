@@ -5,7 +5,6 @@ Shapes: o output, i input, r rank. The delta of a weight W_oi is scaling · B_or
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,8 +42,7 @@ class Adapter:
         self._header = header
         self.config = dict(config)
         self._entries = dict(entries)
-        # The factors of fused experts lie side by side in one tensor each: read once, not once an expert.
-        self._read_shared = functools.lru_cache(maxsize=2)(self.read)
+        self._known_finite: set[str] = set()
 
     @classmethod
     def open(cls, path: str | Path, *, root: Path | None = None) -> Adapter:
@@ -121,7 +119,8 @@ class Adapter:
         entry = self._entries.get(name)
         if entry is None or entry.low_rank is None:
             return None
-        B_or, A_ri = entry.low_rank.factors(self._read_shared if entry.low_rank.experts > 1 else self.read)
+        # The factors of fused experts lie side by side in one tensor each: of it is read what belongs to one of them.
+        B_or, A_ri = entry.low_rank.factors(self.mapped if entry.low_rank.experts > 1 else self.read)
         return Factors(A_ri, B_or, entry.low_rank.scaling)
 
     def read(self, record: TensorRecord) -> torch.Tensor:
@@ -146,7 +145,9 @@ class Adapter:
     def mapped(self, record: TensorRecord) -> torch.Tensor:
         """One of its tensors, as stored, read from the disk only where it is used."""
         tensor = map_tensor(self.path / WEIGHTS_FILE, record)
-        self._check_finite(tensor, record)
+        if record.name not in self._known_finite:
+            self._check_finite(tensor, record)
+            self._known_finite.add(record.name)
         return tensor
 
     def trained_scales(self, name: str) -> torch.Tensor | None:

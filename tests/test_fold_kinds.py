@@ -23,6 +23,7 @@ from adapter_kinds import (
 from safetensors.torch import load_file, save_file
 from versions import before
 
+from bam_lora import adapters
 from bam_lora.errors import UserError
 from bam_lora.folding import fold
 from bam_lora.safetensors_stream import write_stream
@@ -158,3 +159,18 @@ def test_kinds_that_a_method_is_not_defined_for(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"merge method 'slerp' on 'model.layers.0.*found DoRA"):
         fold(tmp_path / "base", [tmp_path / "0", tmp_path / "1"], tmp_path / "out", any_base=True, method="slerp")
     assert not (tmp_path / "out").exists()
+
+
+def test_the_factors_of_fused_experts_are_looked_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A base has its experts in an order in which each wants other tensors of the adapter than the one before."""
+    model = make_model(ARCHITECTURES["qwen3-moe"]())
+    train(model, 1, **KINDS["experts"]).save_pretrained(tmp_path / "adapter")
+    looked, finite = list[int](), adapters.all_finite
+    monkeypatch.setattr(adapters, "all_finite", lambda tensor: looked.append(tensor.numel()) or finite(tensor))
+    adapter = adapters.Adapter.open(tmp_path / "adapter")
+    names = sorted((name for name in adapter.names if name.endswith("]")), key=lambda name: name.split("[")[1])
+    factors = [adapter.factors(name) for name in names for _ in range(2)]
+    assert len(names) == 3 * 2 * SIZES["num_hidden_layers"]
+    assert len(looked) == 2 * 2 * SIZES["num_hidden_layers"]  # A and B of two tensors a layer
+    own = [tensor for one in factors if one is not None for tensor in (one.A_ri, one.B_or)]
+    assert all(tensor.untyped_storage().nbytes() == tensor.nbytes for tensor in own)  # and no file is held open
