@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 # Of the kinds that transformers 5.23 knows; others are found by their convolutions over tokens.
@@ -23,6 +24,7 @@ HYBRIDS = frozenset(
     }
 )  # fmt: skip
 _BOUNDARIES = ("seq_idx", "cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")
+_EXPERTS = ("num_experts", "router_aux_loss_coef")  # of a config
 _PADDING = 1.5  # tokens with their padding, for each token
 
 
@@ -44,6 +46,21 @@ def settle_hybrid(model: Any) -> None:
     kind = type(decoder)
     if not issubclass(kind, _Apart):  # of the same name: transformers looks classes up by it
         decoder.__class__ = type(kind.__name__, (_Apart, kind), {"__module__": kind.__module__})
+
+
+@contextmanager
+def unsettled(model: Any) -> Iterator[None]:
+    """Puts back, at the end, what `settle_hybrid` does to a model of the caller's meanwhile."""
+    decoder, config = model.get_decoder(), vars(model.config.get_text_config())
+    kind, named = type(decoder), {name: config[name] for name in _EXPERTS if name in config}
+    try:
+        yield
+    finally:
+        if type(decoder) is not kind:
+            decoder.__class__ = kind
+            for name in _EXPERTS:
+                config.pop(name, None)
+            config.update(named)
 
 
 def _name_experts(config: Any) -> None:

@@ -75,7 +75,7 @@ class Fit:
 
 def left_free(memory_bytes: int) -> int:
     """What of a card's memory a fit leaves free, in bytes: 8 %, or if that is more 4 % and a desktop's 0.8 GiB."""
-    return round(max(_MARGIN * memory_bytes, _DESKTOP_BYTES + _BESIDE_DESKTOP * memory_bytes))
+    return min(memory_bytes, round(max(_MARGIN * memory_bytes, _DESKTOP_BYTES + _BESIDE_DESKTOP * memory_bytes)))
 
 
 def fit_recipe(

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from bam_lora.base import Loading, device, load_model, settle_loaded
+from bam_lora.documents_apart import unsettled
 from bam_lora.errors import UserError
 
 
@@ -99,14 +100,15 @@ class ModelSource:
 
     @contextmanager
     def lent(self) -> Iterator[None]:
-        """Puts back, at the end, which weights of a model that was passed loaded are trained, and its mode."""
+        """Puts back, at the end, what a model that was passed loaded was: weights that are trained, mode, decoder."""
         if self.instance is None:
             yield
             return
         trained = {one: one.requires_grad for one in self.instance.parameters()}
         modes = {module: module.training for module in self.instance.modules()}
         try:
-            yield
+            with unsettled(self.instance):
+                yield
         finally:
             for one, wanted in trained.items():
                 one.requires_grad_(wanted)

@@ -49,6 +49,7 @@ def step_tokens(wanted: Recipe) -> int:
 @pytest.mark.parametrize(("gigabytes", "free"), [(8, 1.12), (12, 1.28), (16, 1.44), (24, 1.92), (80, 6.4)])
 def test_a_small_card_has_room_for_a_desktop(gigabytes: int, free: float) -> None:
     assert left_free(gigabytes * GIB) == pytest.approx(free * GIB)
+    assert left_free(GIB // 4) == GIB // 4  # not more than there is
 
 
 @pytest.mark.parametrize("gigabytes", [10, 11, 12, 16, 24, 32, 48, 80])

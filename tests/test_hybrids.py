@@ -14,7 +14,7 @@ from hybrid_models import HYBRID_MODELS, hybrid, hybrid_base
 from test_loop import recipe
 
 from bam_lora.check_report import check_everything
-from bam_lora.documents_apart import _groups, _lengths, is_hybrid, settle_hybrid
+from bam_lora.documents_apart import _groups, _lengths, is_hybrid, settle_hybrid, unsettled
 from bam_lora.errors import UserError
 from bam_lora.loop import run
 
@@ -109,6 +109,18 @@ def test_a_kernel_that_passes_by_the_last_layer_of_a_state_is_not_called(monkeyp
     assert model.get_submodule("model.layers.0.mamba.out_proj").weight.grad.abs().sum() > 0
     model.train()  # rows with padding, as of merge weights that are learned or of a script that does not pack
     model(input_ids=torch.ones(2, 9, dtype=torch.int64), attention_mask=torch.ones(2, 9), use_cache=False)
+
+
+@pytest.mark.parametrize("kind", ["granitemoehybrid", "granitemoehybrid-dense"])
+def test_a_model_that_is_lent_is_given_back_as_it_was(kind: str) -> None:
+    model = hybrid(kind)
+    decoder, config = type(model.model), model.config.to_dict()
+    with unsettled(model):
+        settle_hybrid(model)
+        assert type(model.model) is not decoder
+        assert model.config.to_dict() != config
+    assert type(model.model) is decoder
+    assert model.config.to_dict() == config
 
 
 def test_a_document_begins_where_positions_begin_anew() -> None:
