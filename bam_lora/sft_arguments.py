@@ -29,7 +29,7 @@ _ORDER = "the order of the data is the plan's; say data.slicing and seed"
 _STEPS = "the plan fixes batches and steps; leave it out"
 _SEED = "say `seed` instead, for the whole run"
 
-_KERNELS = "say training.kernels: liger instead"
+_KERNELS = "say training.kernels: liger, or none, instead"
 
 _ON_PLATEAU = "reduce_lr_on_plateau"
 
