@@ -123,7 +123,9 @@ def test_check_says_at_once_that_they_cannot_be_had(tiny_base: Path, german_file
 
 @pytest.mark.parametrize("key", ["use_liger_kernel", "liger_kernel_config"])
 def test_trls_own_names_are_answered_with_ours(tmp_path: Path, german_file: Path, key: str) -> None:
-    with pytest.raises(UserError, match=rf"training\.{key}: not set here: say training\.kernels: liger, or none, instead"):
+    with pytest.raises(
+        UserError, match=rf"training\.{key}: not set here: say training\.kernels: liger, or none, instead"
+    ):
         recipe(tmp_path, german_file, **{key: None})
 
 
