@@ -13,9 +13,10 @@ from bam_lora.check_tokens import training_tokens
 from bam_lora.errors import UserError
 from bam_lora.fit import left_free
 from bam_lora.kernels import choose_kernels
-from bam_lora.memory import Component, Estimate, estimate, readable_bytes
+from bam_lora.memory import Estimate, estimate, readable_bytes
 from bam_lora.memory_disk import Disk, disk_estimate, steps_of_branch
 from bam_lora.memory_host import Host, host_estimate
+from bam_lora.memory_parts import Component
 from bam_lora.recipe import Recipe
 
 _LABEL = 12

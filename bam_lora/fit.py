@@ -24,7 +24,8 @@ from bam_lora.attention import AUTO, BY_DOCUMENT, FLASH
 from bam_lora.check_batch import smaller_batch
 from bam_lora.errors import UserError
 from bam_lora.fit_bases import bases_up_to
-from bam_lora.memory import Estimate, estimate, total
+from bam_lora.memory import Estimate, estimate
+from bam_lora.memory_parts import total
 from bam_lora.memory_shape import BaseShape, Linear
 from bam_lora.recipe import Recipe, recipe_from_dict
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from bam_lora.dense_methods import DENSE_METHODS
-from bam_lora.memory import Component, readable_bytes, state_bytes, total
+from bam_lora.memory import readable_bytes
 from bam_lora.memory_adapter import adapter_numbers
+from bam_lora.memory_parts import Component, state_bytes, total
 from bam_lora.memory_shape import BaseShape
 from bam_lora.plan import iteration_count
 from bam_lora.recipe import Recipe

@@ -9,7 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from bam_lora.memory import Component, Estimate, total
+from bam_lora.memory import Estimate
+from bam_lora.memory_parts import Component, total
 
 LIBRARIES_BYTES = 600_000_000
 """Python, torch, transformers, TRL, PEFT, datasets: measured on Linux with the pinned versions."""

@@ -2,7 +2,7 @@
 
 Beside the base stand the factors of every delta that takes part, in the type that is computed with; what is trained is
 a few numbers a weight. Windows of the selection sets go through as rows of a batch with a mask, not packed, and the
-logits of a batch are there whole, unlike a branch's (`memory.logits`): they decide how large a batch is
+logits of a batch are there whole, unlike a branch's (`memory_parts.logits`): they decide how large a batch is
 (`learned_weights.fitting_tokens`). L: tokens of the longest window, T: of a batch, R: rank of all deltas together.
 """
 
@@ -11,9 +11,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from bam_lora.learned_weights import CHUNK_BYTES, fitting
-from bam_lora.memory import Component, gaps, weights, work_of, workspace
 from bam_lora.memory_activations import Work, attention_bytes, layer_bytes, norm_bytes
 from bam_lora.memory_adapter import adapter_numbers
+from bam_lora.memory_parts import Component, gaps, weights, work_of, workspace
 from bam_lora.memory_shape import BaseShape
 from bam_lora.merge_learning import room_for_deltas
 from bam_lora.recipe import Recipe

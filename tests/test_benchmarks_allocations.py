@@ -16,8 +16,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bam_lora import memory
-from bam_lora.memory import estimate, four_bit_bytes
+from bam_lora import memory_parts
+from bam_lora.memory import estimate
+from bam_lora.memory_parts import four_bit_bytes
 from bam_lora.memory_shape import BaseShape, shape_of_config
 from bam_lora.recipe import recipe_from_dict
 
@@ -102,7 +103,7 @@ def shape_of(name: str) -> BaseShape:
 
 @pytest.mark.parametrize(("name", "case"), recorded())
 def test_estimates_are_what_was_counted(name: str, case: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "_tiled_loss", lambda: True)  # as of the TRL that was counted
+    monkeypatch.setattr(memory_parts, "_tiled_loss", lambda: True)  # as of the TRL that was counted
     chosen = {"per_device_train_batch_size": case["batch"], "checkpointing": case["checkpointing"]}
     recipe = {**case["recipe"], "training": {**case["recipe"]["training"], **chosen}}
     found = estimate(recipe_from_dict(recipe), shape_of(case["shape"]), attention=case["attention"], device="cuda")

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from bam_lora import fit, memory
+from bam_lora import fit, memory_parts
 from bam_lora.errors import UserError
 from bam_lora.fit import Fit, fit_recipe, left_free, with_settings
 from bam_lora.fit_bases import bases_up_to
@@ -27,7 +27,7 @@ LLAMA_8B = {
 @pytest.fixture(autouse=True)
 def tiled_loss(monkeypatch: pytest.MonkeyPatch) -> None:
     """The cards' sizes are chosen for TRL's loss in tiles; TRL 1.10 has all logits at once and needs larger ones."""
-    monkeypatch.setattr(memory, "_tiled_loss", lambda: True)
+    monkeypatch.setattr(memory_parts, "_tiled_loss", lambda: True)
 
 
 @pytest.fixture(scope="module")

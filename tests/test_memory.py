@@ -10,7 +10,7 @@ import torch
 import transformers
 from small_models import DENSE, EXPERTS
 
-from bam_lora import memory, memory_activations, packed_attention
+from bam_lora import memory, memory_activations, memory_parts, packed_attention
 from bam_lora.base import Loading, load_model
 from bam_lora.front import Front
 from bam_lora.memory_adapter import adapter_numbers
@@ -93,8 +93,8 @@ def test_four_bit_weights_take_what_bitsandbytes_holds(tiny_base: Path, double: 
         other += 0 if type(parameter).__name__ == "Params4bit" else parameter.numel() * parameter.element_size()
         assert name
     assert quantised == shape.quantised
-    assert memory.four_bit_bytes(shape.quantised, double) == pytest.approx(held, rel=0.01)
-    parts = {one.name: one.bytes for one in memory.weights(shape, 4, double, 2)}
+    assert memory_parts.four_bit_bytes(shape.quantised, double) == pytest.approx(held, rel=0.01)
+    parts = {one.name: one.bytes for one in memory_parts.weights(shape, 4, double, 2)}
     assert parts["unquantised weights"] == other
 
 
@@ -118,15 +118,17 @@ def test_the_optimizer_holds_what_is_said(optim: str, make: Any) -> None:
     optimizer.step()
     tensors = [one for state in optimizer.state.values() for one in state.values() if isinstance(one, torch.Tensor)]
     held = sum(one.numel() * one.element_size() for one in tensors) / parameter.numel()
-    assert memory.state_bytes(optim) == pytest.approx(held, abs=0.05)
+    assert memory_parts.state_bytes(optim) == pytest.approx(held, abs=0.05)
 
 
 def test_eight_bit_state_is_a_byte_a_moment() -> None:
     assert (
-        memory.state_bytes("paged_adamw_8bit") == memory.state_bytes("adamw_bnb_8bit") == pytest.approx(2.03, abs=0.01)
+        memory_parts.state_bytes("paged_adamw_8bit")
+        == memory_parts.state_bytes("adamw_bnb_8bit")
+        == pytest.approx(2.03, abs=0.01)
     )
-    assert memory.state_bytes("lion_8bit") == pytest.approx(1.016, abs=0.01)
-    assert memory.state_bytes("paged_adamw_32bit") == 8
+    assert memory_parts.state_bytes("lion_8bit") == pytest.approx(1.016, abs=0.01)
+    assert memory_parts.state_bytes("paged_adamw_32bit") == 8
 
 
 def saved_bytes(kind: str, checkpointing: bool, attention: str = "sdpa") -> int:
@@ -183,7 +185,7 @@ def test_a_mask_costs_the_square_of_a_batch_and_documents_one_by_one_none() -> N
 
 def test_experts_are_said_not_to_be_quantised() -> None:
     shape, _ = small("qwen3_moe", KINDS["qwen3_moe"])
-    parts = {one.name: one for one in memory.weights(shape, 4, True, 2)}
+    parts = {one.name: one for one in memory_parts.weights(shape, 4, True, 2)}
     assert parts["experts"].bytes == 2 * shape.experts
     assert "does not quantise" in parts["experts"].reason
 
@@ -193,7 +195,7 @@ def test_the_estimate_survives_json_and_names_what_is_largest() -> None:
     found = memory.estimate(recipe(), shape, attention=None)
     assert memory.from_json(found.to_json()) == found
     assert found.largest.name == "GPU context"
-    assert found.peak_bytes == max(memory.total(found.training), memory.total(found.scoring))
+    assert found.peak_bytes == max(memory_parts.total(found.training), memory_parts.total(found.scoring))
 
 
 def test_a_config_that_transformers_does_not_know_is_named() -> None:
@@ -202,17 +204,17 @@ def test_a_config_that_transformers_does_not_know_is_named() -> None:
 
 
 def test_without_triton_the_loss_works_on_its_tiles_in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "_tiled_loss", lambda: True)
+    monkeypatch.setattr(memory_parts, "_tiled_loss", lambda: True)
     config = {"model_type": "llama", **DENSE["llama"], "vocab_size": 65536}
     shape = shape_of_config(config, "llama")
-    work = memory.work_of(recipe(data={"target": [{"path": "t"}], "sequence_length": 512}), shape, attention="packed",
-                          device="cuda")  # fmt: skip
+    wanted = recipe(data={"target": [{"path": "t"}], "sequence_length": 512})
+    work = memory_parts.work_of(wanted, shape, attention="packed", device="cuda")
     tile = min(work.tokens, 4096) * 32768
-    with_triton = memory.logits(work, shape).bytes
+    with_triton = memory_parts.logits(work, shape).bytes
     monkeypatch.setattr("sys.platform", "win32")
-    monkeypatch.setattr(memory.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(memory_parts.importlib.util, "find_spec", lambda name: None)
     # The tile in bfloat16, and in fp32 seven copies and a mask at the peak of TRL's backward pass.
-    assert memory.logits(work, shape).bytes - with_triton == tile * (7 * 4 + 1)
+    assert memory_parts.logits(work, shape).bytes - with_triton == tile * (7 * 4 + 1)
 
 
 @pytest.mark.parametrize("dropout", [False, True])

@@ -12,7 +12,7 @@ import transformers
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from bam_lora import memory
+from bam_lora import memory, memory_parts
 from bam_lora.adapters import Factors
 from bam_lora.evaluate import Window
 from bam_lora.fit import fit_recipe, left_free, with_settings
@@ -128,15 +128,17 @@ def test_deltas_are_those_of_an_iteration_or_of_as_many_as_training_has_room_for
 
 
 def test_merging_is_a_phase_where_weights_are_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "_tiled_loss", lambda: True)  # as TRL has it from 1.14 on
+    monkeypatch.setattr(memory_parts, "_tiled_loss", lambda: True)  # as TRL has it from 1.14 on
     shape = shape_of_config({"model_type": "llama", "vocab_size": 100_000, **SIZES}, "llama")
     plain = memory.estimate(recipe("uniform", 4), shape, attention="packed")
     assert plain.merging == ()
     assert list(plain.to_json()) == ["peak_bytes", "training", "scoring"]
     learned = memory.estimate(recipe("learned", 4), shape, attention="packed")
     assert learned.training == plain.training
-    assert memory.total(learned.merging) > memory.total(learned.training)  # all logits, which training never has
-    assert learned.peak_bytes == max(map(memory.total, (learned.merging, learned.scoring)))
+    assert memory_parts.total(learned.merging) > memory_parts.total(
+        learned.training
+    )  # all logits, which training never has
+    assert learned.peak_bytes == max(map(memory_parts.total, (learned.merging, learned.scoring)))
     assert [one.name for one in learned.merging][:3] == ["GPU context", "weights", "deltas"]
     assert max(learned.merging[1:], key=lambda one: one.bytes).name == "logits"
     assert memory.from_json(learned.to_json()) == learned
@@ -144,13 +146,13 @@ def test_merging_is_a_phase_where_weights_are_chosen(monkeypatch: pytest.MonkeyP
 
 
 def test_what_is_learned_must_fit_the_card_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "_tiled_loss", lambda: True)
+    monkeypatch.setattr(memory_parts, "_tiled_loss", lambda: True)
     config = {"model_type": "llama", "vocab_size": 100_000, **SIZES, "max_position_embeddings": 256}
     shape, wanted = shape_of_config(config, "llama"), recipe("learned", 8, windows=8)
     settings = {"training.checkpointing": False}
     first = memory.estimate(with_settings(wanted, settings), shape, attention="packed")
-    trained, merged = memory.total(first.training), memory.total(first.merging)
+    trained, merged = memory_parts.total(first.training), memory_parts.total(first.merging)
     assert trained < merged
     card = next(size for size in range(trained, 2 * merged, 2**20) if size - left_free(size) > (trained + merged) / 2)
     found = fit_recipe(wanted, shape, card, attention="packed").estimate
-    assert memory.total(found.merging) <= card - left_free(card) < merged
+    assert memory_parts.total(found.merging) <= card - left_free(card) < merged
