@@ -137,6 +137,13 @@ def dense_delta(adapter: Path, name: str) -> torch.Tensor:
     return delta(factors.A_ri, factors.B_or, factors.scaling)
 
 
+def make_sharded(root: Path, shards: int) -> Small:
+    """As `make_small`, its base in several files and with a tokenizer's file."""
+    base = write_base(root / "base", small_tensors(), shards=shards)
+    (base / "tokenizer.json").write_text("{}")
+    return Small(base, random_adapter(root / "a", SMALL_SHAPES), root / "out")
+
+
 def make_small(root: Path) -> Small:
     """A base of four small weights and an adapter that fits it."""
     base = write_base(root / "base", small_tensors())

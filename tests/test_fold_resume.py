@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from numerics_helpers import SMALL_SHAPES, Small, random_adapter, small_tensors, write_base
+from numerics_helpers import Small, make_sharded, small_tensors, write_base
 
 from bam_lora import fold_shard, store
 from bam_lora.adapters import Adapter
@@ -30,9 +30,7 @@ def one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def small(tmp_path: Path) -> Small:
-    base = write_base(tmp_path / "base", small_tensors(), shards=SHARDS)
-    (base / "tokenizer.json").write_text("{}")
-    return Small(base, random_adapter(tmp_path / "a", SMALL_SHAPES), tmp_path / "out")
+    return make_sharded(tmp_path, SHARDS)
 
 
 def run(small: Small, output: Path | None = None, **options: Any) -> dict[str, Any]:
