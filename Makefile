@@ -25,7 +25,7 @@ help:
 	@echo "make bench-precision   what is left of the deltas after many folds, ours and three others"
 	@echo "make bench-overhead   the loop beside plain SFTTrainer, on 8 M and 100 M (ROUNDS=5; FULL=1: hours)"
 	@echo "make bench-estimates  what check estimates of memory and disk against whole runs, 8 M to 500 M"
-	@echo "make bench-allocations  what a step allocates on a GPU at 8 B, counted without one (needs a C++ compiler)"
+	@echo "make bench-allocations  what a step allocates on a GPU at 8 B, counted without one (needs a C++ compiler, torch for CPUs)"
 	@echo "make bench-gpu    an 8 B model on consumer cards: memory, speed beside TRL, fold (MINUTES=30; needs a GPU)"
 	@echo "make test-recipes every pair of a base, a goal and a language of the recipes, four minutes"
 	@echo "make test-slow    the tests that take minutes"

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -112,6 +113,7 @@ def test_estimates_are_what_was_counted(name: str, case: dict[str, Any], monkeyp
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(torch.version.cuda is not None, reason="torch has a CUDA device of its own")
 @pytest.mark.skipif(not (shutil.which("c++") or shutil.which("g++")), reason="no C++ compiler")
 def test_a_step_on_a_gpu_that_is_not_there_allocates_what_the_numbers_say(tmp_path: Path) -> None:
     recipe = {

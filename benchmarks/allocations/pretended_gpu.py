@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from typing import Any
 SOURCE = Path(__file__).with_suffix(".cpp")
 CAPABILITY = (8, 6)  # Ampere, as consumer cards have it: what torch's flash kernel for packed rows needs
 _GIB = 1 << 30
+_FOR_CUDA = re.compile(r"^cuda\b[^=\n]*=\s*'([^']*)'", re.MULTILINE)
 
 
 def pretend(folder: Path) -> None:
@@ -30,7 +32,7 @@ def pretend(folder: Path) -> None:
         folder: Where the compiled guard is kept.
 
     Raises:
-        SystemExit: If torch was imported before, or there is no C++ compiler.
+        SystemExit: If torch was imported before, is built for CUDA, or there is no C++ compiler.
     """
     if "torch" in sys.modules:
         sys.exit("error: the GPU has to be pretended before torch is imported")
@@ -52,6 +54,10 @@ def _built(folder: Path) -> Path:
     assert spec.submodule_search_locations
     torch = Path(next(iter(spec.submodule_search_locations)))
     version = (torch / "version.py").read_text()
+    if built_for := _FOR_CUDA.search(version):
+        sys.exit(
+            f"error: expected torch's build for CPUs, found one for CUDA {built_for[1]}, which has a device of its own"
+        )
     name = hashlib.sha256((version + SOURCE.read_text()).encode()).hexdigest()[:16]
     library = folder / f"pretended_gpu-{name}.so"
     if library.exists():
@@ -98,7 +104,9 @@ def _let_scalars_be_read() -> None:
     from torch._subclasses import fake_impls
 
     def one(mode: object, function: object, tensor: Any) -> Any:
-        return 1.0 if tensor.dtype.is_floating_point else tensor.dtype != torch.bool or True
+        if tensor.dtype == torch.bool:
+            return True
+        return 1.0 if tensor.dtype.is_floating_point else 1
 
     fake_impls.op_implementations_dict[torch.ops.aten._local_scalar_dense.default] = one
 
