@@ -33,11 +33,11 @@ def faked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 def test_jobs_find_the_libraries_that_the_caller_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTHONPATH", "/tmp/site")
+    monkeypatch.setenv("PYTHONPATH", "/elsewhere/site")
     for device in ("cpu", "cuda"):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
         environ = run.environ_of(SimpleNamespace(device=device))
-        assert environ["PYTHONPATH"].split(os.pathsep) == [str(FOLDER.parents[1]), "/tmp/site"]
+        assert environ["PYTHONPATH"].split(os.pathsep) == [str(FOLDER.parents[1]), "/elsewhere/site"]
     monkeypatch.delenv("PYTHONPATH")
     assert run.environ_of(SimpleNamespace(device="cpu"))["PYTHONPATH"] == str(FOLDER.parents[1])
 
@@ -47,13 +47,13 @@ def test_peers_of_another_environment_do_not_see_them(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
-    monkeypatch.setenv("PYTHONPATH", "/tmp/site")
+    monkeypatch.setenv("PYTHONPATH", "/elsewhere/site")
     seen = script(tmp_path, "import os\nprint(json.dumps({'path': os.environ['PYTHONPATH']}))", "seen.py")
     options = SimpleNamespace(device="cpu", minutes=1, work=tmp_path, results=tmp_path / "r.json", any_commit=False,
                               commit="none", allow_dirty=True)  # fmt: skip
     session = faked.Session(options)
     assert session.execute(sys.executable, seen, {}, 60, foreign=True)["path"] == str(FOLDER.parents[1])
-    assert session.execute(sys.executable, seen, {}, 60)["path"].endswith("/tmp/site")
+    assert session.execute(sys.executable, seen, {}, 60)["path"].endswith("/elsewhere/site")
 
 
 def wheel(folder: Path, name: str) -> None:
