@@ -67,7 +67,7 @@ def require_attention(config: Mapping[str, Any], name: str) -> None:
 
 @dataclass(frozen=True)
 class Recorded:
-    """By what attention a run was trained before: a name, or None for transformers' own choice."""
+    """By what attention, or fused kernels, a run was trained before: a name, or None for transformers' own."""
 
     name: str | None
 

@@ -107,8 +107,7 @@ def plan_resources(recipe: Recipe, base: PlannedBase, machine: Machine, tokens: 
         UserError: If the recipe asks for kernels that cannot be had here.
     """
     attention = planned_attention(recipe, base, machine)
-    # For a card that is not here nobody knows whether the package is there, too: without, a run takes more.
-    kernels = None if machine.assumed else choose_kernels(recipe.training.kernels, base.folder, machine.device)
+    kernels = planned_kernels(recipe, base, machine)
     model = estimate(recipe, base.shape, attention=attention, device=machine.device, kernels=kernels)
     tokens = training_tokens(recipe, base.tokenizer) if tokens is None else tokens
     steps = None if tokens is None else recipe.slices * steps_of_branch(recipe, tokens)
@@ -134,6 +133,14 @@ def planned_attention(recipe: Recipe, base: PlannedBase, machine: Machine) -> st
     if machine.assumed and machine.device != "cpu":
         return assumed_attention(wanted, computed, newer=machine.bfloat16, packed=shape.packed, flash=shape.flash)
     return choose_attention(wanted, base.folder, computed, machine.device)
+
+
+def planned_kernels(recipe: Recipe, base: PlannedBase, machine: Machine) -> str | None:
+    """The fused kernels of the branches, or None.
+
+    For a card that is not here nobody knows whether the package is there, too: without, a run takes more.
+    """
+    return None if machine.assumed else choose_kernels(recipe.training.kernels, base.folder, machine.device)
 
 
 def training_flops(recipe: Recipe, parameters: int, tokens: int) -> float:

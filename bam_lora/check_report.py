@@ -11,7 +11,7 @@ from bam_lora.check import check_recipe
 from bam_lora.check_base import PlannedBase, planned_base
 from bam_lora.check_limits import limit_lines
 from bam_lora.check_machine import Machine, find_machine
-from bam_lora.check_plan import Resources, plan_resources, planned_attention
+from bam_lora.check_plan import Resources, plan_resources, planned_attention, planned_kernels
 from bam_lora.check_tokens import replay_findings
 from bam_lora.compute_types import emulation_note
 from bam_lora.errors import UserError
@@ -124,8 +124,8 @@ def _hybrid_notes(base: PlannedBase) -> list[str]:
 
 def _fitted(recipe: Recipe, base: PlannedBase, machine: Machine) -> Fit:
     """What fits; where the device has no memory of its own, beside what the process takes anyway."""
-    plan = plan_resources(recipe, base, machine)
-    how: dict[str, Any] = {"attention": plan.attention, "kernels": plan.kernels}
+    attention, kernels = planned_attention(recipe, base, machine), planned_kernels(recipe, base, machine)
+    how: dict[str, Any] = {"attention": attention, "kernels": kernels}
     if not machine.unified:
         return fit_recipe(recipe, base.shape, machine.memory_bytes, device=machine.device, **how)
     room = model_room(machine.ram_bytes)

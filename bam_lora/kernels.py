@@ -11,15 +11,15 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from bam_lora.attention import AUTO, Recorded
 from bam_lora.errors import UserError
 
-AUTO, LIGER, NONE = "auto", "liger", "none"
+LIGER, NONE = "liger", "none"
 PACKAGE = "the package liger-kernel, 0.8.5 or newer, and triton"
 INSTALL = "pip install 'bam-lora[kernels]'"
 _OLDEST = (0, 8, 5)  # the one that was compared here
@@ -35,13 +35,6 @@ LIGER_MODELS: Mapping[str, str] = {
 }
 _PATCHED = ("transformers.models.", "transformers.loss.")
 _TORCH = ("torch.nn", "torch.nn.functional")
-
-
-@dataclass(frozen=True)
-class Recorded:
-    """By what kernels a run was trained before: `liger`, or None for transformers' own arithmetic."""
-
-    name: str | None
 
 
 def choose_kernels(wanted: str, folder: Path, device: str, *, before: Recorded | None = None) -> str | None:

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bam_lora.attention import AUTO
 from bam_lora.base import device
 from bam_lora.errors import UserError
-from bam_lora.kernels import AUTO
 from bam_lora.limits import read_ended
 from bam_lora.machine import environment
 from bam_lora.recipe import Recipe, changed_keys, dump_recipe, load_recipe

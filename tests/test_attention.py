@@ -15,7 +15,7 @@ from bam_lora.attention import Recorded, attention_of, choose_attention
 from bam_lora.base import Loading, load_model, require_fitting_base
 from bam_lora.errors import UserError
 from bam_lora.memory_shape import shape_of_config
-from bam_lora.run_attention import settle_attention
+from bam_lora.run_choices import settle_attention
 from bam_lora.rundir import RunDirectory
 from bam_lora.store import read_record, write_record
 

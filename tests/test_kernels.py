@@ -18,13 +18,14 @@ from typer.testing import CliRunner
 from versions import before
 
 from bam_lora import BamConfig, BamTrainer, check_report, doctor_device, kernels, run_choices
+from bam_lora.attention import Recorded
 from bam_lora.base import Loading, load_model
 from bam_lora.check_machine import Machine
 from bam_lora.cli import app
 from bam_lora.doctor_finding import NOTE, OK, PROBLEM
 from bam_lora.errors import UserError
 from bam_lora.front import Front
-from bam_lora.kernels import Recorded, choose_kernels, fused
+from bam_lora.kernels import choose_kernels, fused
 from bam_lora.loop import run
 from bam_lora.recipe import Recipe, recipe_from_dict
 from bam_lora.run_choices import settle_kernels
